@@ -1,0 +1,214 @@
+"""Model directories: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``, ``r2m.json``.
+
+``transformers.CLIPVisionModel.from_pretrained(DIR)`` reads the same files and gives the same pooled output.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r2m_jax.checkpoints import preprocessing, provenance
+from r2m_jax.checkpoints.atomic import atomic_directory
+from r2m_jax.checkpoints.names import PREFIX, assemble, disassemble
+from r2m_jax.checkpoints.tensors import (
+    INDEX_FILE,
+    MAX_SHARD_BYTES,
+    LazyTensor,
+    open_safetensors,
+    safetensors_files,
+    write_safetensors,
+)
+from r2m_jax.errors import InputError
+from r2m_jax.models import Params, TowerOptions, check_config, parameter_shapes
+from r2m_jax.models.detector import Detector
+from r2m_jax.trees import flatten, refuse_non_finite, same_structure
+
+CONFIG_FILE = "config.json"
+PROJECTION = "visual_projection.weight"
+"""CLIP's map from pooled output to the image-text space: kept in a base, no part of a detector."""
+
+
+def read_config(directory: Path) -> Any:
+    """The ``CLIPVisionConfig`` of a Hugging Face directory (also from inside a whole CLIP model's config).
+
+    Raises:
+        InputError: the file is missing, malformed, or describes a tower that cannot be built.
+    """
+    path = Path(directory) / CONFIG_FILE
+    settings = read_json_object(path)
+    settings = settings.get("vision_config", settings)
+    if "hidden_size" not in settings or "patch_size" not in settings:
+        raise InputError(f"{path} describes no CLIP vision tower (it lacks hidden_size or patch_size).")
+    from transformers import CLIPVisionConfig
+
+    try:
+        config = CLIPVisionConfig.from_dict(settings)
+    except Exception as error:  # transformers' strict configs raise classes of their own, by version
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not a valid CLIPVisionConfig ({reason}).") from None
+    check_config(config, str(path))
+    return config
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file whose content is an object.
+
+    Raises:
+        InputError: it is missing, not JSON, or something else than an object.
+    """
+    content = provenance.read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return content
+
+
+def open_weights(directory: Path) -> dict[str, LazyTensor]:
+    """The tensors of a model directory, unread, in one file or in shards."""
+    files = safetensors_files(directory)
+    return open_safetensors(files[0])
+
+
+def load_detector(path: str | Path, *, dtype: str | None = "float32", options: TowerOptions | None = None) -> Detector:
+    """Load a model directory.
+
+    Args:
+        path: a directory that :func:`save_detector` or ``r2m convert`` wrote, or a Hugging Face directory of a
+            CLIP vision tower.
+        dtype: of the parameters in memory; None keeps what is stored.
+        options: how the tower computes (dtype, rematerialisation, attention).
+
+    Returns:
+        The detector. A directory without ``head.*`` gets a zero head (p(fake) = 0.5 of every image), with a
+        warning.
+
+    Raises:
+        InputError: the directory is wrong or damaged; the message names the file or leaf.
+
+    Example:
+        >>> det = load_detector("runs/r2m")                         # doctest: +SKIP
+        >>> det(det.preprocess([Image.open("face.png")])).shape     # doctest: +SKIP
+        (1, 2)
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise InputError(f"{directory} {what}; give a model directory (`r2m convert` makes one).")
+    config = read_config(directory)
+    stored = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in open_weights(directory).items()
+        if name != PROJECTION and not name.endswith("embeddings.position_ids")
+    }
+    shapes = parameter_shapes(config)
+    has_head = any(name.startswith("head.") for name in stored)
+    if not has_head:
+        warnings.warn(f"{directory} has no head; using zeros until one is trained or merged", stacklevel=2)
+        del shapes["head"]
+    params = assemble(stored, shapes, str(directory))
+    refuse_non_finite(params, str(directory))
+    return Detector.create(
+        config,
+        cast(params, dtype),
+        preprocessing.read_processor(directory),
+        options=options,
+        provenance=_read_provenance(directory),
+    )
+
+
+def cast(params: Mapping[str, Any], dtype: str | None) -> Params:
+    """Every leaf in another float dtype; None leaves them as they are."""
+    if dtype is None:
+        return dict(params)
+    target = np.dtype(dtype) if dtype != "bfloat16" else np.dtype("bfloat16")
+    return {
+        key: cast(value, dtype) if isinstance(value, Mapping) else value.astype(target, copy=False)
+        for key, value in params.items()
+    }
+
+
+def _read_provenance(directory: Path) -> dict[str, Any]:
+    path = directory / provenance.FILE
+    return read_json_object(path) if path.exists() else {}
+
+
+def save_detector(
+    detector: Detector,
+    path: str | Path,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model directory; it appears whole or not at all.
+
+    Args:
+        detector: what to store; parameters keep their dtype.
+        path: the directory to make.
+        provenance: content of ``r2m.json``; the detector's own when omitted.
+        overwrite: replace an existing directory.
+        max_shard_bytes: larger models are split over several safetensors files.
+
+    Raises:
+        InputError: the place is taken or cannot be written, or a parameter is NaN, infinite or of a wrong
+            shape.
+    """
+    same_structure(parameter_shapes(detector.config), detector.params, "the detector to save")
+    refuse_non_finite(detector.params, "the detector to save")
+    tensors = disassemble(detector.params)
+    write_directory(
+        Path(path),
+        config=detector.config,
+        tensors=tensors,
+        processor=detector.processor,
+        provenance=provenance if provenance is not None else detector.provenance,
+        overwrite=overwrite,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def write_directory(
+    path: Path,
+    *,
+    config: Any,
+    tensors: Mapping[str, LazyTensor],
+    processor: Any,
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write the four files of a model directory from tensors already in Hugging Face names and layout."""
+    settings = config.to_dict() | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    with atomic_directory(path, overwrite) as aside:
+        write_safetensors(aside, tensors, max_shard_bytes)
+        for file, content in (
+            (CONFIG_FILE, settings),
+            (preprocessing.FILE, preprocessing.processor_settings(processor)),
+            ("r2m.json", dict(provenance)),
+        ):
+            (aside / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def dtype_summary(params: Mapping[str, Any]) -> str:
+    """The leaves' dtypes in one word or two, for people."""
+    return ", ".join(sorted({np.dtype(leaf.dtype).name for leaf in flatten(params).values()}))
+
+
+__all__ = [
+    "CONFIG_FILE",
+    "INDEX_FILE",
+    "PROJECTION",
+    "cast",
+    "dtype_summary",
+    "load_detector",
+    "open_weights",
+    "read_config",
+    "read_json_object",
+    "save_detector",
+    "write_directory",
+]

@@ -1,0 +1,182 @@
+"""Named tensors that are read when asked for, and their safetensors files, sharded where large.
+
+File format: https://github.com/huggingface/safetensors, sharded as transformers does it
+(``model-00001-of-00003.safetensors`` and ``model.safetensors.index.json`` with a ``weight_map``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from r2m_jax.checkpoints.provenance import read_json
+from r2m_jax.errors import InputError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9
+"""Default size at which a model is split over files (transformers' own default since 2022 is 5-50 GB)."""
+
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor known by shape and dtype and read on demand.
+
+    Attributes:
+        shape: of the whole tensor.
+        dtype: NumPy dtype as stored (bfloat16 through ml_dtypes).
+        load: reads a slice of the leading axis, or everything for ``None``.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[slice | None], np.ndarray]
+
+    def read(self, rows: slice | None = None) -> np.ndarray:
+        """The tensor, or only ``rows`` of its leading axis (nothing else is read from disk)."""
+        return self.load(rows)
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> LazyTensor:
+        """Wrap an array that is already in memory."""
+        return cls(array.shape, array.dtype, lambda rows: array if rows is None else array[rows])
+
+    def rows(self, start: int, stop: int) -> LazyTensor:
+        """The part ``[start:stop]`` of the leading axis, still unread."""
+
+        def load(rows: slice | None) -> np.ndarray:
+            first, last, step = (rows or slice(None)).indices(stop - start)
+            return self.load(slice(start + first, start + last, step))
+
+        return LazyTensor((stop - start, *self.shape[1:]), self.dtype, load)
+
+
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """Tensors of one file, or of every shard an ``…index.json`` names. Only headers are read.
+
+    Raises:
+        InputError: a file is missing, truncated or not safetensors, or the index names what is not there.
+    """
+    path = Path(path)
+    if path.name.endswith(".index.json"):
+        return _open_shards(path)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            headers = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again.") from None
+    return {name: _stored(path, name, *header) for name, header in headers.items()}
+
+
+def _stored(path: Path, name: str, shape: tuple[int, ...], code: str) -> LazyTensor:
+    if code not in _DTYPES:
+        raise InputError(f"{path}: {name} is stored as {code}, which is not supported; convert it to F32 or BF16.")
+
+    def load(rows: slice | None) -> np.ndarray:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+
+    return LazyTensor(shape, np.dtype(_DTYPES[code]), load)
+
+
+def _open_shards(index: Path) -> dict[str, LazyTensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index} has no weight_map; it is not the index of a sharded model.")
+    tensors: dict[str, LazyTensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard:
+            raise InputError(f"{index} names the shard {shard!r}, which is not a file beside it.")
+        held = open_safetensors(index.with_name(shard))
+        missing = [name for name, where in weight_map.items() if where == shard and name not in held]
+        if missing:
+            raise InputError(f"{index} says {missing[0]} is in {shard}, but it is not there.")
+        tensors |= held
+    return tensors
+
+
+def safetensors_files(directory: Path) -> list[Path]:
+    """The weight files of a model directory: the index and its shards, or the single file.
+
+    Raises:
+        InputError: the directory holds neither.
+    """
+    index, single = Path(directory) / INDEX_FILE, Path(directory) / SINGLE_FILE
+    if index.exists():
+        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        return [index, *(index.with_name(shard) for shard in shards)]
+    if single.exists():
+        return [single]
+    raise InputError(f"{directory} is not a model directory: it has neither {SINGLE_FILE} nor {INDEX_FILE}.")
+
+
+def write_safetensors(
+    directory: Path, tensors: Mapping[str, LazyTensor], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write tensors as one file, or as shards of at most ``max_shard_bytes`` plus their index.
+
+    One shard at a time is in memory. A tensor larger than the limit gets a shard of its own.
+    """
+    from safetensors.numpy import save_file
+
+    shards = _split(tensors, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = {name: np.ascontiguousarray(tensors[name].read()) for name in names}
+        # transformers refuses files whose metadata does not say which framework's layout they hold.
+        save_file(arrays, Path(directory) / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(_bytes(tensor) for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (Path(directory) / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _bytes(tensor: LazyTensor) -> int:
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _split(tensors: Mapping[str, LazyTensor], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and used + _bytes(tensor) > limit:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += _bytes(tensor)
+    return shards
+
+
+def names_in_words(names: Iterable[str], most: int = 3) -> str:
+    """The first few names and how many more there are, for a message."""
+    listed = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -1,0 +1,101 @@
+"""Commands and their options. Whatever is slow to import is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from r2m_jax.version import __version__
+
+app = typer.Typer(
+    name="r2m",
+    help="Deepfake detectors that are merged, not retrained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback is a bug report; it should look like one
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"r2m-jax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory for everything the demo makes.")] = Path("demo-out"),
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images and passes: about a minute.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of your own photographs instead of the embedded ones.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output directory.")] = False,
+) -> None:
+    """Forge data, train specialists, merge them, evaluate everything, write report.html."""
+    from r2m_jax.cli.demo import run
+
+    run(out, quick=quick, images=images, seed=seed, overwrite=overwrite)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Directory, .safetensors, .pth/.pt/.bin file, or hub id.")],
+    target: Annotated[Path, typer.Argument(help="Model directory to write.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="CLIP model to take what the source lacks from (tower, config, processing)."),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16 for the parameters; as stored when omitted."),
+    ] = None,
+    activation: Annotated[str | None, typer.Option(help="quick_gelu or gelu, for a source without a config.")] = None,
+    normalisation: Annotated[
+        str, typer.Option(help="clip, half (mean = std = 0.5) or auto: the source's own, else by its kind.")
+    ] = "auto",
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="Regular expression of tensor names to leave out; may be repeated."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing directory.")] = False,
+) -> None:
+    """Turn any known checkpoint into a model directory, and say what became of every tensor."""
+    from r2m_jax.cli.convert import run
+
+    run(
+        source,
+        target,
+        base=base,
+        dtype=dtype,
+        activation=activation,
+        normalisation=normalisation,
+        ignore=ignore or [],
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def info(
+    model: Annotated[Path, typer.Argument(help="Model directory.")],
+    base: Annotated[
+        Path | None, typer.Option(help="The pretrained origin; adds the norms of the model's task vector.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output.")] = False,
+) -> None:
+    """Show a model's architecture, preprocessing, head and provenance."""
+    from r2m_jax.cli.info import run
+
+    run(model, base=base, as_json=as_json)

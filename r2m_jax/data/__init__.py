@@ -1,0 +1,1 @@
+"""Data: records, indexes, decoding, pipelines, the forge."""

@@ -1,0 +1,64 @@
+"""Decoding image files to arrays of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from r2m_jax.errors import InputError
+
+
+def decode_image(path: str | Path) -> Image.Image:
+    """An image file as RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        InputError: the file is missing, no image, or damaged.
+    """
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(file).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} cannot be read as an image ({error}).") from None
+
+
+def resize_and_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """Shorter side to ``size`` (bicubic), then the centre square: what a CLIP image processor does before rescaling."""
+    if image.size != (size, size):
+        width, height = image.size
+        short = min(width, height)
+        image = image.resize((int(size * width / short), int(size * height / short)), Image.Resampling.BICUBIC)
+        left, top = (image.width - size) // 2, (image.height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image, dtype=np.uint8)
+
+
+def load_images(
+    paths: Sequence[str | Path],
+    size: int,
+    *,
+    threads: int = 2,
+    on_progress: Callable[[int], None] | None = None,
+) -> UInt8[np.ndarray, "n size size 3"]:
+    """Decode files in order into one array.
+
+    Args:
+        paths: image files.
+        size: side of the square result.
+        threads: decoders working side by side (Pillow releases the GIL while it decodes).
+        on_progress: called with 1 for every image done.
+
+    Raises:
+        InputError: a file cannot be read; it is named.
+    """
+    out = np.empty((len(paths), size, size, 3), np.uint8)
+    with ThreadPoolExecutor(threads) as pool:
+        for index, array in enumerate(pool.map(lambda path: resize_and_crop(decode_image(path), size), paths)):
+            out[index] = array
+            if on_progress:
+                on_progress(1)
+    return out

@@ -1,0 +1,229 @@
+"""The demo's stages, each on top of the library: data, training, merging, evaluation, report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+
+from r2m_jax.checkpoints import load_detector, provenance, save_detector, tiny_base
+from r2m_jax.checkpoints.atomic import atomic_directory
+from r2m_jax.checkpoints.tensors import safetensors_files
+from r2m_jax.cli.progress import Reporter
+from r2m_jax.data.images import load_images
+from r2m_jax.data.pipeline import training_batches
+from r2m_jax.data.records import Record, select
+from r2m_jax.demo.data import make_dataset, photographs
+from r2m_jax.demo.page import Outcome, write_results
+from r2m_jax.demo.recipe import DemoRecipe
+from r2m_jax.evaluation import ScoreTable, score
+from r2m_jax.merging import (
+    MergeDiagnostics,
+    average_heads,
+    merge_detectors,
+    r2m,
+    task_arithmetic,
+    weight_averaging,
+)
+from r2m_jax.models import Detector, Params, apply_detector, init_head
+from r2m_jax.parallel import data_mesh
+from r2m_jax.training import adam_coupled_l2, fit, init_state, train_step, warmup_cosine
+
+PRETRAINED = "Pretrained, averaged head"
+ALL_IN_ONE = "All-in-one"
+
+
+@dataclass
+class Split:
+    """Decoded images of one split, in the order of their records."""
+
+    records: list[Record]
+    images: np.ndarray
+
+    def of(self, families: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+        """Images and labels of the real photographs and of some families' forgeries."""
+        kept = set(select(self.records, families=families))
+        picked = [index for index, record in enumerate(self.records) if record in kept]
+        return self.images[picked], [self.records[index].label for index in picked]
+
+
+def run_demo(
+    out: Path, recipe: DemoRecipe, *, images: Path | None, reporter: Reporter, overwrite: bool = False
+) -> Outcome:
+    """Run everything and write ``out``; it appears when all of it is done.
+
+    Args:
+        out: directory for data, models, scores, tables and report.html.
+        recipe: settings.
+        images: a folder of photographs; the embedded ones when None.
+        reporter: told what happens.
+        overwrite: replace ``out``.
+
+    Raises:
+        InputError: the photographs or the output directory are unusable.
+    """
+    start = time.monotonic()
+    source = photographs(images, recipe)
+    with atomic_directory(out, overwrite) as folder:
+        base = load_detector(tiny_base())
+        size = base.config.image_size
+        train, test = _data(source, recipe, size, folder / "data", reporter)
+        families = list(dict.fromkeys(r.family for r in test.records if r.family))
+
+        head = init_head(base.config.hidden_size, jax.random.key(recipe.seed))
+        begin = base.replace_params({**base.params, "head": head})
+        trained = _train_all(begin, families, train, recipe, reporter)
+        specialists = {family: trained[_specialist(family)] for family in families}
+        merged, diagnostics = _merge_all(base, list(specialists.values()), recipe, reporter)
+        averaged_head = average_heads([params["head"] for params in specialists.values()])
+        models = {PRETRAINED: {**base.params, "head": averaged_head}, **trained, **merged}
+
+        scores = _evaluate(base, models, test, reporter)
+        _save_models(base, models, recipe, folder)
+        outcome = Outcome(
+            table=scores,
+            groups={
+                "Before fine-tuning": [PRETRAINED],
+                "Specialists": [_specialist(family) for family in families],
+                "Joint training": [ALL_IN_ONE],
+                "Merged, without training": list(merged),
+            },
+            families=families,
+            diagnostics=diagnostics,
+            photographs={"train": [p.name for p in source.train], "test": [p.name for p in source.test]},
+            samples=_samples(test, families),
+            recipe=recipe,
+            seconds=time.monotonic() - start,
+        )
+        _write_run_record(folder, recipe, images, outcome.seconds)
+        write_results(outcome, folder)
+    return outcome
+
+
+def _specialist(family: str) -> str:
+    return f"Specialist {family}"
+
+
+def _data(source: Any, recipe: DemoRecipe, size: int, folder: Path, reporter: Reporter) -> tuple[Split, Split]:
+    reporter.say(f"forging from {len(source.train)} photographs to learn from and {len(source.test)} held out")
+    records = make_dataset(source, recipe, size, folder)
+    splits = []
+    for name in ("train", "test"):
+        chosen = select(records, split=name)
+        with reporter.track(f"decode {name}", len(chosen)) as advance:
+            splits.append(Split(chosen, load_images([r.path for r in chosen], size, on_progress=advance)))
+    return splits[0], splits[1]
+
+
+def _train_all(
+    begin: Detector, families: Sequence[str], train: Split, recipe: DemoRecipe, reporter: Reporter
+) -> dict[str, Params]:
+    """One specialist per family and one model on all of them, from one start, with the same passes."""
+    logits = apply_detector(begin.config, begin.options)
+    mean, std = begin.processor.image_mean, begin.processor.image_std
+    mesh = data_mesh()
+    trained = {}
+    jobs = {_specialist(family): [family] for family in families} | {ALL_IN_ONE: list(families)}
+    for name, learnt in jobs.items():
+        images, labels = train.of(learnt)
+        batches, steps = training_batches(
+            images, labels, batch_size=recipe.batch_size, passes=recipe.passes, seed=recipe.seed
+        )
+        optimizer = adam_coupled_l2(warmup_cosine(recipe.learning_rate, steps), recipe.weight_decay)
+        step = jax.jit(train_step(logits, optimizer, mean, std), donate_argnums=0)
+        with reporter.track(f"train {name}", steps, each=recipe.batch_size) as advance:
+
+            def on_step(number: int, metrics: Any, advance: Any = advance) -> None:
+                # Reading the loss waits for the device, so it is not done every step.
+                advance(note=f"loss {float(metrics.loss):.3f}" if number % 20 == 0 else "")
+
+            state = init_state(begin.params, optimizer, recipe.seed)
+            trained[name] = fit(step, state, batches, mesh=mesh, on_step=on_step).params
+    return trained
+
+
+def _merge_all(
+    base: Detector, specialists: list[Params], recipe: DemoRecipe, reporter: Reporter
+) -> tuple[dict[str, Params], dict[str, MergeDiagnostics]]:
+    """Every merge of the demo; R²M also in the readings of the paper that do not degenerate."""
+    plain: dict[str, Callable[..., Params]] = {
+        "Weight averaging": weight_averaging,
+        f"Task arithmetic (sum, α = {recipe.task_arithmetic_alpha:g})": partial(
+            task_arithmetic, alpha=recipe.task_arithmetic_alpha, reduce="sum"
+        ),
+    }
+    readings: dict[str, dict[str, Any]] = {
+        "R²M (as printed: centred, from θ₀)": {},
+        "R²M, uncentred core": {"centering": "uncentered"},
+        "R²M, from the average": {"origin": "theta_avg"},
+    }
+    merged, diagnostics = {}, {}
+    with reporter.track("merge", len(plain) + len(readings), unit="models") as advance:
+        for name, method in plain.items():
+            merged[name] = merge_detectors(jax.jit(method), base.params, specialists)
+            advance()
+        for name, reading in readings.items():
+            run = jax.jit(partial(r2m, rank=recipe.rank, alpha=recipe.alpha, **reading))
+            result = run(base.params["backbone"], [params["backbone"] for params in specialists])
+            head = average_heads([params["head"] for params in specialists])
+            merged[name] = {"backbone": result.params, "head": head}
+            diagnostics[name] = result.diagnostics
+            advance()
+    return merged, diagnostics
+
+
+def _evaluate(base: Detector, models: dict[str, Params], test: Split, reporter: Reporter) -> ScoreTable:
+    score_all = score(apply_detector(base.config, base.options), base.processor.image_mean, base.processor.image_std)
+    scores = ScoreTable(test.records)
+    with reporter.track("evaluate", len(models) * len(test.images)) as advance:
+        for name, params in models.items():
+            scores.add(name, score_all(params, test.images))
+            advance(len(test.images))
+    return scores
+
+
+def _samples(test: Split, families: Sequence[str], columns: int = 12) -> list[np.ndarray]:
+    """Rows for a contact sheet: real test patches, and below each its forgery by every family."""
+    rows = []
+    for family in ["", *families]:
+        picked = [index for index, record in enumerate(test.records) if record.family == family]
+        step = max(1, len(picked) // columns)
+        rows.append(test.images[picked[: step * columns : step][:columns]])
+    return rows
+
+
+def _save_models(base: Detector, models: dict[str, Params], recipe: DemoRecipe, folder: Path) -> None:
+    origin = provenance.input_hashes(safetensors_files(tiny_base()))
+    for item in origin:
+        item["path"] = f"tiny_base/{Path(item['path']).name}"
+    for name, params in models.items():
+        slug = "".join(c if c.isalnum() else "-" for c in name.lower().replace("²", "2")).strip("-")
+        while "--" in slug:
+            slug = slug.replace("--", "-")
+        kind = "merged" if name not in (PRETRAINED, ALL_IN_ONE) and not name.startswith("Specialist") else "trained"
+        made = provenance.record(kind, inputs=origin, recipe=recipe.model_dump(), seed=recipe.seed, name=name)
+        save_detector(base.replace_params(params), folder / "models" / slug, provenance=made)
+
+
+def _write_run_record(folder: Path, recipe: DemoRecipe, images: Path | None, seconds: float) -> None:
+    inputs = provenance.input_hashes([folder / "data" / "index.csv"])
+    inputs[0]["path"] = "data/index.csv"
+    made = provenance.record(
+        "demo",
+        inputs=inputs,
+        recipe=recipe.model_dump(),
+        seed=recipe.seed,
+        photographs="embedded" if images is None else str(images),
+        seconds=round(seconds, 1),
+        devices=[str(device) for device in jax.devices()],
+    )
+    (folder / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False), encoding="utf-8")

@@ -1,0 +1,8 @@
+"""The one exception a user's mistake raises."""
+
+
+class InputError(ValueError):
+    """What the user gave is wrong: the message is one sentence that names it and says what to do.
+
+    The command line prints the message alone and exits with code 2; any other exception is a bug of ours.
+    """

@@ -1,0 +1,51 @@
+"""Scoring decoded images with a detector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+
+from r2m_jax.data.device import normalise
+from r2m_jax.errors import InputError
+from r2m_jax.models import Params
+
+
+def score(
+    logits: Callable[[Params, Float[Array, "b h w 3"]], Float[Array, "b 2"]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    batch_size: int = 64,
+) -> Callable[[Params, UInt8[np.ndarray, "n h w 3"]], Float32[np.ndarray, n]]:
+    """Build ``score(params, images)``: the fake-minus-real logit of every image.
+
+    One compiled function serves any number of models of this architecture and any number of images: the last batch
+    is filled up and cut off again. ``sigmoid`` of a score is the probability of fake.
+
+    Raises:
+        InputError: (when called) a score is NaN or infinite.
+    """
+
+    @jax.jit
+    def difference(params: Params, images: Any) -> Array:
+        both = logits(params, normalise(images, mean, std))
+        return both[:, 1] - both[:, 0]
+
+    def scores(params: Params, images: np.ndarray) -> np.ndarray:
+        parts = []
+        for first in range(0, len(images), batch_size):
+            part = images[first : first + batch_size]
+            filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
+            parts.append(np.asarray(difference(params, filled))[: len(part)])
+        out = np.concatenate(parts) if parts else np.empty(0, np.float32)
+        if not np.isfinite(out).all():
+            raise InputError(
+                f"{int((~np.isfinite(out)).sum())} of {len(out)} scores are NaN or infinite; the model is broken."
+            )
+        return out
+
+    return scores

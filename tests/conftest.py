@@ -12,6 +12,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+# A first example may compile or import; how long it takes says nothing about the code.
+settings.register_profile("r2m", deadline=None)
+settings.load_profile("r2m")
 
 TINY = {
     "hidden_size": 64,

@@ -106,19 +106,26 @@ def _stored(path: Path, name: str, shape: tuple[int, ...], code: str) -> LazyTen
 
 
 def _open_shards(index: Path) -> dict[str, LazyTensor]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise InputError(f"{index} has no weight_map; it is not the index of a sharded model.")
+    weight_map = _weight_map(index)
     tensors: dict[str, LazyTensor] = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise InputError(f"{index} names the shard {shard!r}, which is not a file beside it.")
         held = open_safetensors(index.with_name(shard))
         missing = [name for name, where in weight_map.items() if where == shard and name not in held]
         if missing:
             raise InputError(f"{index} says {missing[0]} is in {shard}, but it is not there.")
         tensors |= held
     return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict):
+        raise InputError(f"{index} has no weight_map; it is not the index of a sharded model.")
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise InputError(f"{index} names the shard {shard!r}, which is not a file beside it.")
+    return weight_map
 
 
 def safetensors_files(directory: Path) -> list[Path]:
@@ -129,7 +136,7 @@ def safetensors_files(directory: Path) -> list[Path]:
     """
     index, single = Path(directory) / INDEX_FILE, Path(directory) / SINGLE_FILE
     if index.exists():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        shards = sorted(set(_weight_map(index).values()))
         return [index, *(index.with_name(shard) for shard in shards)]
     if single.exists():
         return [single]
@@ -152,6 +159,8 @@ def write_safetensors(
         arrays = {name: np.ascontiguousarray(tensors[name].read()) for name in names}
         # transformers refuses files whose metadata does not say which framework's layout they hold.
         save_file(arrays, Path(directory) / file, metadata={"format": "pt"})
+        # save_file makes files only their owner can read; the directory's own permissions should decide.
+        (Path(directory) / file).chmod(Path(directory).stat().st_mode & 0o666)
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(_bytes(tensor) for tensor in tensors.values())

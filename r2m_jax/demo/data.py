@@ -48,7 +48,7 @@ def photographs(folder: Path | None, recipe: DemoRecipe) -> Photographs:
 def make_dataset(source: Photographs, recipe: DemoRecipe, size: int, folder: Path) -> list[Record]:
     """Cut, forge and write images below ``folder``, with ``index.csv``.
 
-    In each split every real patch is forged once per family, the family's methods taking turns. Forgers that need
+    In each split every real patch is forged once per family, by one of the family's methods, all equally often. Forgers that need
     fitting (PCA, VQ) are fitted on training patches, whichever split they forge; a forgery's donors come from its
     own split. Real and forged images pass through the same camera and are written as PNG without compression, so
     that neither format nor file size tells them apart.
@@ -71,14 +71,21 @@ def make_dataset(source: Photographs, recipe: DemoRecipe, size: int, folder: Pat
         seed = 2 * recipe.seed + number
         records += _write(real, folder / split / "real", seed, split, names, [""] * len(real), "")
         for family, methods in FAMILIES.items():
-            chosen = [methods[index % len(methods)] for index in range(len(real))]
-            forged = _forge_in_turn(real, chosen, methods, generator_images, seed)
+            chosen = _in_random_turns(methods, len(real), (seed, len(family), ord(family[0])))
+            forged = _forge_each(real, chosen, methods, generator_images, seed)
             records += _write(forged, folder / split / family, seed, split, names, chosen, family)
     write_index(records, folder / "index.csv")
     return records
 
 
-def _forge_in_turn(
+def _in_random_turns(methods: Sequence[str], count: int, seed: tuple[int, ...]) -> list[str]:
+    # Patches come in turns too, one photograph after the other: methods in a fixed order would each meet the same
+    # photographs only, and a method's score would tell of those photographs.
+    turns = [methods[index % len(methods)] for index in range(count)]
+    return [turns[index] for index in np.random.default_rng(seed).permutation(count)]
+
+
+def _forge_each(
     real: UInt8[np.ndarray, "n h w 3"],
     chosen: Sequence[str],
     methods: Sequence[str],
@@ -117,7 +124,7 @@ def _write(
                 int(bool(family)),
                 family=family,
                 method=method,
-                domain=name.split("@")[0],
+                domain=name.rsplit("@", 1)[0],
                 video=name,
                 split=split,
             )

@@ -6,7 +6,9 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from r2m_jax.errors import InputError
 
 
 class DemoRecipe(BaseModel):
@@ -40,6 +42,16 @@ class DemoRecipe(BaseModel):
 
 
 def load_recipe(name: str, **overrides: Any) -> DemoRecipe:
-    """The recipe ``full`` or ``quick``, with settings replaced by those overrides that are not None."""
+    """The recipe ``full`` or ``quick``, with settings replaced by those overrides that are not None.
+
+    Raises:
+        InputError: a setting is out of range; it is named.
+    """
     text = (resources.files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
-    return DemoRecipe(**(yaml.safe_load(text) | {k: v for k, v in overrides.items() if v is not None}))
+    settings = yaml.safe_load(text) | {key: value for key, value in overrides.items() if value is not None}
+    try:
+        return DemoRecipe(**settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{field}={first['input']!r} does not fit the demo: {first['msg'].lower()}.") from None

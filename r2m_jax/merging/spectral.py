@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -38,7 +39,13 @@ def discarded_tail(
     Returns:
         The tail in float32, and the singular values in descending order (s = min(m, n)).
     """
-    matrices = matrices.astype(jnp.float32)
-    u, s, vt = jnp.linalg.svd(matrices, full_matrices=False)
-    left = u[..., :, rank:] * s[..., None, rank:]
-    return jnp.matmul(left, vt[..., rank:, :], precision="highest"), s
+    *batch, m, n = matrices.shape
+
+    def one(matrix: Float[Array, "m n"]) -> tuple[Array, Array]:
+        u, s, vt = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
+        return jnp.matmul(u[:, rank:] * s[rank:], vt[rank:], precision="highest"), s
+
+    # One matrix at a time: a batched LAPACK call on the CPU spreads over the thread pool and waits there for its parts,
+    # and two such calls in flight (two leaves, or two merges) on two cores wait for each other for ever.
+    tails, spectra = jax.lax.map(one, matrices.reshape(-1, m, n))
+    return tails.reshape(matrices.shape), spectra.reshape(*batch, min(m, n))

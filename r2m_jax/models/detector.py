@@ -86,7 +86,7 @@ class Detector:
 
     def replace_params(self, params: Params) -> Detector:
         """The same detector with other parameters; compiled functions are shared."""
-        same_structure(parameter_shapes(self.config), params, "the parameters")
+        same_structure(self.params, params, "the new parameters")
         return Detector(self.config, params, self.processor, self.options, {}, _tower=self._tower)
 
     def __call__(self, images: Float[Array, "batch h w 3"]) -> Float[Array, "batch 2"]:

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPVisionConfig
 
@@ -95,7 +95,6 @@ def test_a_batch_is_its_images(detector, rng):
 
 
 @given(source=st.integers(1, 30), target=st.integers(1, 60))
-@settings(deadline=None)
 def test_bicubic_weights_keep_constants(source, target):
     np.testing.assert_allclose(bicubic_weights(source, target).sum(axis=1), 1.0, atol=1e-12)
 

@@ -1,0 +1,55 @@
+"""R²M and task arithmetic written straight from the paper's equations, in NumPy and float64.
+
+Nothing here shares code or algebra with the package: the whole task matrix is factorised, residuals are truncated
+one matrix at a time, and the kept parts (not the discarded tails) are averaged.
+"""
+
+import numpy as np
+
+
+def leaves(tree, prefix=""):
+    for key in sorted(tree):
+        path = f"{prefix}{key}"
+        if isinstance(tree[key], dict):
+            yield from leaves(tree[key], path + "/")
+        else:
+            yield path, np.asarray(tree[key], np.float64)
+
+
+def vector(tree):
+    return np.concatenate([leaf.ravel() for _, leaf in leaves(tree)])
+
+
+def truncated(path, leaf, ratio):
+    if not any(part in ("attn", "mlp") for part in path.split("/")) or not path.endswith("kernel"):
+        return leaf
+    out = np.empty_like(leaf)
+    for index in np.ndindex(*leaf.shape[:-2]):
+        u, s, vt = np.linalg.svd(leaf[index], full_matrices=False)
+        rank = 0 if ratio == 0 else max(1, int(ratio * len(s)))
+        out[index] = (u[:, :rank] * s[:rank]) @ vt[:rank]
+    return out
+
+
+def r2m(theta0, thetas, *, rank, alpha, k=1, centering="centered", origin="theta0", eta="eff"):
+    start = vector(theta0)
+    tau = np.stack([vector(theta) for theta in thetas]) - start
+    mean = tau.mean(axis=0)
+    matrix = tau - mean if centering == "centered" else tau
+    _, _, vt = np.linalg.svd(matrix, full_matrices=False)
+    core = vt[:k].T @ (vt[:k] @ mean)
+
+    kept = []
+    for row in tau - mean:
+        pieces, position = [], 0
+        for path, leaf in leaves(theta0):
+            piece = row[position : position + leaf.size].reshape(leaf.shape)
+            pieces.append(truncated(path, piece, rank).ravel())
+            position += leaf.size
+        kept.append(np.concatenate(pieces))
+    norms = np.linalg.norm(kept, axis=1)
+    residual = np.mean([norms.mean() * piece / norm for piece, norm in zip(kept, norms, strict=True)], axis=0)
+    scale = alpha * np.linalg.norm(core)
+    if eta == "eff":
+        scale /= np.linalg.norm(residual)
+    return start + (core if origin == "theta0" else mean) + scale * residual

@@ -8,7 +8,7 @@ BASE is the model directory all specialists were fine-tuned from (`r2m convert` 
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
@@ -34,7 +34,7 @@ def main(
         warnings.simplefilter("ignore")  # a base needs no head
         theta0 = load_detector(base)
     thetas = [load_detector(path).params for path in specialists]
-    settings = {"rank": rank, "alpha": alpha, "centering": centering, "origin": origin}
+    settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "centering": centering, "origin": origin}
     merge = jax.jit(partial(r2m, **settings))
     result = merge(theta0.params["backbone"], [theta["backbone"] for theta in thetas])
     for sentence in explain(result.diagnostics, [path.name for path in specialists]):

@@ -228,7 +228,8 @@ laptop: task vectors need a common pretrained origin. It is no detector and no s
 | Teacher | CLIP ViT-B/16 vision tower, OpenAI, MIT licence (int8-stored weights, sha256 {teacher}) |
 | Data | {images} real images, no forgeries: the `train` splits of {sets}; {views} crops each |
 | Steps | {steps} of {batch} images ({epochs} passes){earlier}, AdamW, peak rate {lr} |
-| Objective | cosine to the teacher's image embedding (raw, centred) and to its last but one layer's patch tokens; energy of each patch by frequency |
+| Objective | cosine to the teacher's image embedding (raw, centred) and to patch tokens of its last but one layer; |
+| | squared error of each patch's energy by frequency |
 | Teacher-student cosine | {cosine:.3f} raw, {centred_cosine:.3f} centred, on {held_out} held-out real images |
 | Stored | float16; `vision_model.*` is the encoder, `visual_projection.weight` maps it to CLIP's 512 dimensions |
 
@@ -277,7 +278,7 @@ def main(
     inputs = provenance.input_hashes([*safetensors_files(teacher), *(folder / "index.csv" for folder in data)])
     for item in inputs:  # where the files lay on the machine that ran this is nobody's concern
         item["path"] = "/".join(Path(item["path"]).parts[-2:])
-    recipe = {
+    recipe: dict[str, Any] = {
         "student": STUDENT, "views": views, "epochs": epochs, "batch": batch, "learning_rate": lr,
         "train_images": len(train), "held_out_images": len(test),
         "init": provenance.read_json(init / provenance.FILE)["recipe"] if init else None,
@@ -295,7 +296,8 @@ def main(
         width=config.hidden_size, size=config.image_size, patch=config.patch_size, teacher=inputs[0]["sha256"][:12],
         images=len(train), sets=", ".join(folder.name for folder in data), views=views,
         steps=epochs * (len(small) // batch), batch=batch, epochs=epochs, lr=lr,
-        earlier=f" after {recipe['init']['epochs']} passes without the last objective" if init else "", held_out=len(test), **reached,
+        earlier=f" after {recipe['init']['epochs']} passes without the last objective" if init else "",
+        held_out=len(test), **reached,
     )  # fmt: skip
     (out / "README.md").write_text(card, encoding="utf-8")
 

@@ -104,7 +104,10 @@ def assemble(tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Any], what:
     if missing:
         raise InputError(f"{what} lacks {names_in_words(missing)}.")
     if unknown:
-        raise InputError(f"{what} has tensors that belong to no part of a detector: {names_in_words(unknown)}.")
+        raise InputError(
+            f"{what} has tensors that belong to no part of a detector: {names_in_words(unknown)}; "
+            "`r2m convert` makes a model directory of a foreign checkpoint."
+        )
     filled: dict[str, np.ndarray] = {}
     for name, place in places.items():
         tensor, target = tensors[name], wanted[place.path]

@@ -10,11 +10,11 @@ from PIL import Image
 
 from r2m_jax.data.forge.regions import to_uint8
 
-_QUALITY = (75, 95)
+_QUALITY = (85, 97)
 
 
 def record(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """Expose and compress an image: contrast within 3 %, brightness within 3 levels, JPEG of quality 75 to 95.
+    """Expose and compress an image: contrast within 3 %, brightness within 3 levels, JPEG of quality 85 to 97.
 
     Args:
         image: uint8 RGB.

@@ -96,7 +96,7 @@ def _rendered(donor: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> Fl
     """The donor as a swapping network gives it back: mirrored or not, at its own resolution, aligned by a warp."""
     if rng.random() < 0.5:
         donor = donor[:, ::-1]
-    low = through_bottleneck(donor, rng.uniform(1.1, 1.5))
+    low = through_bottleneck(donor, rng.uniform(1.5, 2.2))
     size = 1 + rng.uniform(0.0, 0.15)
     return warp(low, similarity(donor.shape[:2], (0.5, 0.5), scale=(size, size)))
 

@@ -20,7 +20,7 @@ def expression_warp(
     shape = image.shape[:2]
     distance = face_prior(shape, rng)
     field = _radial_basis_field(shape, rng) * np.clip(4 * (1 - distance), 0, 1)
-    moved = through_bottleneck(warp(image, field), rng.uniform(1.2, 1.5))
+    moved = through_bottleneck(warp(image, field), rng.uniform(1.6, 2.2))
     return paste(image, moved, feathered(distance <= 0.9, 0.02 * min(shape)))
 
 
@@ -34,7 +34,7 @@ def mouth_replacement(
     opening = rng.choice([rng.uniform(0.7, 0.85), rng.uniform(1.2, 1.4)])
     shift = tuple(rng.uniform(-0.04, 0.04, 2) * shape)
     moved = warp(image, similarity(shape, centre, scale=(opening, 1 + rng.uniform(-0.1, 0.1)), shift=shift))
-    rendered = through_bottleneck(moved, rng.uniform(1.5, 2.0)) + rng.uniform(-4, 4, 3)
+    rendered = through_bottleneck(moved, rng.uniform(1.8, 2.4)) + rng.uniform(-4, 4, 3)
     return paste(image, rendered, feathered(inside, rng.uniform(0.015, 0.03) * min(shape)))
 
 
@@ -47,7 +47,7 @@ def dense_motion(
     field = amplitude * np.stack([smooth_field(shape, 5, rng), smooth_field(shape, 5, rng)])
     moved = warp(image, field)
     occlusion = 1 / (1 + np.exp(-3 * smooth_field(shape, 6, rng)))[..., None]
-    return to_uint8((1 - occlusion) * moved + occlusion * through_bottleneck(moved, rng.uniform(1.4, 1.8)))
+    return to_uint8((1 - occlusion) * moved + occlusion * through_bottleneck(moved, rng.uniform(1.6, 2.2)))
 
 
 def _radial_basis_field(shape: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarray, "2 h w"]:

@@ -13,7 +13,7 @@ from r2m_jax.data.forge.warping import through_bottleneck
 from r2m_jax.errors import InputError
 
 _CELL = 4  # pixels a side of one token
-_CODES = 512
+_CODES = 128
 _PATCH = 8  # pixels a side of the denoiser's patches
 _STRIDE = 3  # between them; every pixel is the average of about seven
 _SAMPLES = 20_000  # patches to fit on, a hundred for each of a patch's 192 dimensions
@@ -68,7 +68,7 @@ def prepare_patch_diffusion(generator_images: UInt8[np.ndarray, "n h w 3"], seed
         image: UInt8[np.ndarray, "h w 3"], donors: UInt8[np.ndarray, "n h w 3"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w 3"]:
         pixels = image.astype(np.float64)
-        for sigma in (rng.uniform(16, 24), rng.uniform(6, 9)):
+        for sigma in (rng.uniform(24, 36), rng.uniform(9, 14)):
             pixels = _denoised(pixels + sigma * rng.standard_normal(pixels.shape), sigma, variances, basis)
         return to_uint8(pixels)
 
@@ -90,7 +90,7 @@ def transposed_convolution(
     doubled[top::2, left::2] = halved
     # Even and odd pixels get a total weight of 1 + uneven and 1 - uneven per axis, which makes the checkerboard;
     # bilinear interpolation would be [0.5, 1, 0.5].
-    uneven = rng.uniform(0.015, 0.03) * rng.choice([-1, 1])
+    uneven = rng.uniform(0.06, 0.1) * rng.choice([-1, 1])
     kernel = np.array([(1 - uneven) / 2, 1 + uneven, (1 - uneven) / 2])
     for axis in (0, 1):
         doubled = ndimage.convolve1d(doubled, kernel, axis=axis, mode="mirror")

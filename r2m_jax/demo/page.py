@@ -121,7 +121,7 @@ def _html(outcome: Outcome, aucs: Mapping[str, Mapping[str, float]], table: Tabl
             "How to read this",
             page.paragraphs(
                 [
-                    "The encoder is a 3.7-million-parameter stand-in for CLIP and the forgeries are made by simple "
+                    "The encoder is a 3.6-million-parameter stand-in for CLIP and the forgeries are made by simple "
                     "published procedures on patches of a few photographs. The page shows that the whole path "
                     "works, from images to merged models. It does not rank methods: differences of a few "
                     "hundredths are within the noise of one seed and one set of photographs."

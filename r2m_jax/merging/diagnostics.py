@@ -72,8 +72,9 @@ def explain(diagnostics: MergeDiagnostics, names: Sequence[str]) -> list[str]:
         )
     if float(d.core_ratio) < SMALL_CORE:
         sentences.append(
-            f"The core is only {float(d.core_ratio):.3f} of the mean task vector, so the merged model is close to the "
-            'pretrained one; use centering="uncentered" or origin="theta_avg".'
+            f"The core is only {float(d.core_ratio):.3f} of the mean task vector, and the residual is scaled to it: "
+            "the merged model stays close to its origin, the pretrained weights or the average. "
+            'centering="uncentered" gives a core of full size.'
         )
     if bool(d.residual_is_noise):
         sentences.append(

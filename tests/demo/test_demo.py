@@ -2,6 +2,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from r2m_jax import InputError, load_detector, tiny_base
 from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.embedded import HELD_OUT
-from r2m_jax.data.images import load_images
+from r2m_jax.data.images import decode_image, load_images
 from r2m_jax.data.records import counts, read_index
 from r2m_jax.demo import load_recipe, run_demo
 from r2m_jax.demo.data import make_dataset, photographs
@@ -60,10 +61,8 @@ def test_methods_are_not_tied_to_photographs(dataset):
 
 def test_files_do_not_tell_the_label(dataset):
     _, records = dataset
-    from pathlib import Path
-
     assert len({Path(r.path).stat().st_size for r in records}) == 1
-    assert {Image.open(r.path).size for r in records} == {(64, 64)}
+    assert {decode_image(r.path).size for r in records} == {(64, 64)}
     images = load_images([r.path for r in records], 64).astype(float)
     labels = [r.label for r in records]
     assert abs(auc(labels, images.mean(axis=(1, 2, 3))) - 0.5) < 0.1
@@ -134,7 +133,6 @@ def test_the_tiny_base_reaches_the_cosine_its_card_states(clip_b16, shared_data)
     import warnings
 
     from r2m_jax.checkpoints.directory import PROJECTION, open_weights
-    from r2m_jax.data.images import decode_image
     from r2m_jax.data.records import select
 
     with warnings.catch_warnings():
@@ -189,7 +187,7 @@ def test_quick_demo_end_to_end(tmp_path):
     directory = out / "models" / "weight-averaging"
     detector = load_detector(directory)
     some = [row for row in rows if row["model"] == "Weight averaging"][::97]
-    pixels = detector.preprocess([Image.open(out / row["path"]) for row in some])
+    pixels = detector.preprocess([decode_image(out / row["path"]) for row in some])
     logits = np.asarray(detector(pixels))
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], [float(r["logit"]) for r in some], atol=1e-3)
     assert yaml.safe_load((out / "recipe.yaml").read_text()) == load_recipe("quick").model_dump()

@@ -7,6 +7,8 @@ import sys
 import pytest
 
 CODE = """
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # before jax sizes its thread pool
 import jax
 from functools import partial
 from r2m_jax import load_detector, tiny_base
@@ -25,12 +27,10 @@ print("done")
 @pytest.mark.integration
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="pinning a process to two cores needs Linux")
 def test_three_merges_at_once_on_two_cores():
-    cores = sorted(os.sched_getaffinity(0))[:2]
     result = subprocess.run(
         [sys.executable, "-c", CODE],
         capture_output=True,
         text=True,
         timeout=240,  # it takes half a minute; before matrices were taken one at a time it never ended
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     assert result.stdout == "done\n", result.stderr

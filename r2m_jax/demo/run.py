@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -205,12 +206,15 @@ def _save_models(base: Detector, models: dict[str, Params], recipe: DemoRecipe, 
     for item in origin:
         item["path"] = f"tiny_base/{Path(item['path']).name}"
     for name, params in models.items():
-        slug = "".join(c if c.isalnum() else "-" for c in name.lower().replace("²", "2")).strip("-")
-        while "--" in slug:
-            slug = slug.replace("--", "-")
         kind = "merged" if name not in (PRETRAINED, ALL_IN_ONE) and not name.startswith("Specialist") else "trained"
         made = provenance.record(kind, inputs=origin, recipe=recipe.model_dump(), seed=recipe.seed, name=name)
-        save_detector(base.replace_params(params), folder / "models" / slug, provenance=made)
+        save_detector(base.replace_params(params), folder / "models" / _folder_name(name), provenance=made)
+
+
+def _folder_name(model: str) -> str:
+    """A model's name as a plain ASCII folder name: ``r2m-from-the-average``."""
+    spelt = model.lower().replace("²", "2").replace("θ₀", "theta0").replace("α", "alpha")
+    return re.sub(r"[^a-z0-9.]+", "-", spelt).strip("-")
 
 
 def _write_run_record(folder: Path, recipe: DemoRecipe, images: Path | None, seconds: float) -> None:

@@ -2,7 +2,8 @@
 
     python eval/auc_by_family.py INDEX.csv MODEL... --out results
 
-Models of one architecture share one compiled function. Writes scores.csv (one row per image and model) and table.md.
+Models of one architecture and normalisation share one compiled function. Writes scores.csv (one row per image and
+model) and table.md.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(index: Path, models: list[Path], out: Annotated[Path, typer.Option()], 
     """Decode the split once per input size, score it with every model, write the tables."""
     records = select(read_index(index), split=split)
     reporter, scores = Reporter(), ScoreTable(records)
-    images = {}
+    images, scorers = {}, {}
     for path in models:
         detector = load_detector(path)
         size = detector.config.image_size
@@ -32,9 +33,11 @@ def main(index: Path, models: list[Path], out: Annotated[Path, typer.Option()], 
             with reporter.track(f"decode at {size} px", len(records)) as advance:
                 images[size] = load_images([r.path for r in records], size, on_progress=advance)
         mean, std = detector.processor.image_mean, detector.processor.image_std
-        run = score(apply_detector(detector.config), mean, std, batch_size=32)
+        alike = (detector.config.to_json_string(), *mean, *std)
+        if alike not in scorers:
+            scorers[alike] = score(apply_detector(detector.config), mean, std, batch_size=32)
         with reporter.track(f"score {path.name}", len(records)) as advance:
-            scores.add(path.name, run(detector.params, images[size]))
+            scores.add(path.name, scorers[alike](detector.params, images[size]))
             advance(len(records))
     aucs = family_auc(scores)
     columns = [*scores.families, "mean"]

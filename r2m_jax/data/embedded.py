@@ -92,8 +92,8 @@ def read_photographs(folder: Path) -> list[Photograph]:
         image = decode_image(path)
         image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX, reducing_gap=None)
         pixels = np.asarray(image)
-        if _digest(pixels) not in seen:
-            seen.add(_digest(pixels))
+        if (digest := _digest(pixels)) not in seen:
+            seen.add(digest)
             photographs.append(Photograph(path.relative_to(folder).as_posix(), pixels))
     return photographs
 
@@ -161,8 +161,8 @@ def cut_patches(
             found = next(source, None)
             if found is None:
                 turns.remove(source)
-            elif len(patches) < count and _digest(found[0]) not in seen:
-                seen.add(_digest(found[0]))
+            elif len(patches) < count and (digest := _digest(found[0])) not in seen:
+                seen.add(digest)
                 patches.append(found[0])
                 ids.append(found[1])
     return np.stack(patches) if patches else np.empty((0, size, size, 3), np.uint8), ids

@@ -29,7 +29,6 @@ from r2m_jax.evaluation import ScoreTable, score
 from r2m_jax.merging import (
     MergeDiagnostics,
     average_heads,
-    merge_detectors,
     r2m,
     task_arithmetic,
     weight_averaging,
@@ -82,10 +81,14 @@ def run_demo(
         head = init_head(base.config.hidden_size, jax.random.key(recipe.seed))
         begin = base.replace_params({**base.params, "head": head})
         trained = _train_all(begin, families, train, recipe, reporter)
-        specialists = {family: trained[_specialist(family)] for family in families}
-        merged, diagnostics = _merge_all(base, list(specialists.values()), recipe, reporter)
-        averaged_head = average_heads([params["head"] for params in specialists.values()])
-        models = {PRETRAINED: {**base.params, "head": averaged_head}, **trained, **merged}
+        thetas = [trained[_specialist(family)]["backbone"] for family in families]
+        merged, diagnostics = _merge_all(base.params["backbone"], thetas, recipe, reporter)
+        averaged_head = average_heads([trained[_specialist(family)]["head"] for family in families])
+        models = {
+            PRETRAINED: {**base.params, "head": averaged_head},
+            **trained,
+            **{name: {"backbone": backbone, "head": averaged_head} for name, backbone in merged.items()},
+        }
 
         scores = _evaluate(base, models, test, reporter)
         _save_models(base, models, recipe, folder)
@@ -152,9 +155,9 @@ def _train_all(
 
 
 def _merge_all(
-    base: Detector, specialists: list[Params], recipe: DemoRecipe, reporter: Reporter
+    theta0: Params, thetas: list[Params], recipe: DemoRecipe, reporter: Reporter
 ) -> tuple[dict[str, Params], dict[str, MergeDiagnostics]]:
-    """Every merge of the demo; R²M also in the readings of the paper that do not degenerate."""
+    """Backbones of every merge of the demo; R²M also in the readings of the paper that do not degenerate."""
     plain: dict[str, Callable[..., Params]] = {
         "Weight averaging": weight_averaging,
         f"Task arithmetic (sum, α = {recipe.task_arithmetic_alpha:g})": partial(
@@ -169,14 +172,11 @@ def _merge_all(
     merged, diagnostics = {}, {}
     with reporter.track("merge", len(plain) + len(readings), unit="models") as advance:
         for name, method in plain.items():
-            merged[name] = merge_detectors(jax.jit(method), base.params, specialists)
+            merged[name] = jax.jit(method)(theta0, thetas)
             advance()
         for name, reading in readings.items():
             run = jax.jit(partial(r2m, rank=recipe.rank, alpha=recipe.alpha, **reading))
-            result = run(base.params["backbone"], [params["backbone"] for params in specialists])
-            head = average_heads([params["head"] for params in specialists])
-            merged[name] = {"backbone": result.params, "head": head}
-            diagnostics[name] = result.diagnostics
+            merged[name], diagnostics[name] = run(theta0, thetas)
             advance()
     return merged, diagnostics
 

@@ -29,7 +29,8 @@ from r2m_jax.checkpoints import image_processor, load_detector, provenance
 from r2m_jax.checkpoints.directory import PROJECTION, open_weights, write_directory
 from r2m_jax.checkpoints.names import disassemble
 from r2m_jax.checkpoints.tensors import LazyTensor, safetensors_files
-from r2m_jax.data.records import read_index, select
+from r2m_jax.data.index import read_index
+from r2m_jax.data.records import select
 from r2m_jax.models import apply_tower, init_backbone, init_head
 from r2m_jax.trees import count_parameters
 

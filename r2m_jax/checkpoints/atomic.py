@@ -39,8 +39,9 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def atomic_text(target: Path, text: str) -> None:
-    """Write a text file so that readers see the old content or the new, never half of it.
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """A path to write to that becomes ``target`` when the block ends without an exception.
 
     Raises:
         InputError: the place cannot be written.
@@ -49,12 +50,22 @@ def atomic_text(target: Path, text: str) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(text, encoding="utf-8")
+        yield aside
         aside.replace(target)
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error.strerror}); choose another output.") from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def atomic_text(target: Path, text: str) -> None:
+    """Write a text file so that readers see the old content or the new, never half of it.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    with atomic_file(target) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def _replace(aside: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from r2m_jax.data.images import decode_image
+from r2m_jax.data.images import decode_image, image_files
 from r2m_jax.errors import InputError
 
 # Left out: motorcycle_right (the same scene as motorcycle_left), hubble_deep_field (black), retina (flat), and what
@@ -34,7 +34,6 @@ HELD_OUT: frozenset[str] = frozenset({"grace_hopper", "china", "coffee"})
 """Embedded photographs kept for testing: a face, a building amid leaves, an object on wood. What remains to learn
 from holds a face too (astronaut), and objects, fur, petals and tissue."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 LONGEST_SIDE = 1024  # larger photographs are mostly flat at the scale of a patch, and would fill the memory
 SCALES = (1.0, 1.5, 2.0, 3.0)
 MIN_DEVIATION = 12.0  # grey levels; below lie sky, black cloth and blurred background, where a forgery shows nothing
@@ -73,7 +72,7 @@ def embedded_photographs() -> list[Photograph]:
 
 
 def read_photographs(folder: Path) -> list[Photograph]:
-    """A user's photographs: every JPEG, PNG, WebP and BMP file in a folder and below, sorted by path.
+    """A user's photographs: every JPEG, PNG, WebP, BMP and TIFF file in a folder and below, sorted by path.
 
     They become upright RGB, at most :data:`LONGEST_SIDE` pixels long; exact copies are read once, or they could land
     on both sides of a split. Names are paths relative to the folder.
@@ -82,11 +81,7 @@ def read_photographs(folder: Path) -> list[Photograph]:
         InputError: the folder is missing or holds no such file, or a file cannot be read.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; name one that holds your photographs.")
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise InputError(f"{folder} holds no image; {', '.join(sorted(SUFFIXES))} files are read.")
+    files = image_files(folder)
     photographs, seen = [], set()
     for path in files:
         image = decode_image(path)

@@ -13,6 +13,31 @@ from PIL import Image, ImageOps
 from r2m_jax.errors import InputError
 
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""Of files taken for images."""
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """Image files in a folder and below, by suffix, sorted by path; hidden files and folders are passed over.
+
+    Raises:
+        InputError: the folder is missing or holds no image.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; name one that holds images.")
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if not files:
+        raise InputError(f"{folder} holds no image; {', '.join(sorted(SUFFIXES))} files are read.")
+    return files
+
+
 def decode_image(path: str | Path) -> Image.Image:
     """An image file as RGB, turned upright by its EXIF orientation.
 

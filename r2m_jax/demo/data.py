@@ -20,7 +20,8 @@ from r2m_jax.data.embedded import (
 )
 from r2m_jax.data.forge import FAMILIES, forge_images
 from r2m_jax.data.forge.camera import record as through_camera
-from r2m_jax.data.records import Record, write_index
+from r2m_jax.data.index import write_index
+from r2m_jax.data.records import Record
 from r2m_jax.demo.recipe import DemoRecipe
 from r2m_jax.errors import InputError
 
@@ -48,7 +49,7 @@ def photographs(folder: Path | None, recipe: DemoRecipe) -> Photographs:
 def make_dataset(source: Photographs, recipe: DemoRecipe, size: int, folder: Path) -> list[Record]:
     """Cut, forge and write images below ``folder``, with ``index.csv``.
 
-    In each split every real patch is forged once per family, by one of the family's methods, all equally often.
+    In each split every real patch is forged once per family, by one of the recipe's methods of that family, all equally often.
     Forgers that need fitting (vector quantiser, patch diffusion) are fitted on training patches, whichever split they
     forge; a forgery's donors come from its own split. Real and forged images pass through the same camera and are
     written as PNG without compression, so that neither format nor file size tells them apart.
@@ -70,7 +71,7 @@ def make_dataset(source: Photographs, recipe: DemoRecipe, size: int, folder: Pat
     for number, (split, (real, names)) in enumerate(patches.items()):
         seed = 2 * recipe.seed + number
         records += _write(real, folder / split / "real", seed, split, names, [""] * len(real), "")
-        for family, methods in FAMILIES.items():
+        for family, methods in recipe.methods.items():
             chosen = _in_random_turns(methods, len(real), (seed, len(family), ord(family[0])))
             forged = _forge_each(real, chosen, methods, generator_images, seed)
             records += _write(forged, folder / split / family, seed, split, names, chosen, family)

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from r2m_jax.checkpoints.provenance import versions
-from r2m_jax.data.forge import FAMILIES, FAMILY_NAMES, METHODS
+from r2m_jax.data.forge import FAMILY_NAMES, METHODS
 from r2m_jax.demo.recipe import DemoRecipe
 from r2m_jax.evaluation import ScoreTable, family_auc
 from r2m_jax.evaluation import report as page
@@ -164,7 +164,7 @@ def _data(outcome: Outcome) -> str:
     rows = ", ".join(["real", *(FAMILY_NAMES[family] for family in outcome.families)])
     methods = [
         f"{family} ({FAMILY_NAMES[family]}): "
-        + "; ".join(f"{method.replace('_', ' ')}, {METHODS[method].summary}" for method in FAMILIES[family])
+        + "; ".join(f"{method.replace('_', ' ')}, {METHODS[method].summary}" for method in outcome.recipe.methods[family])
         for family in outcome.families
     ]
     trained_on = f"Trained on patches of {', '.join(outcome.photographs['train'])}."

@@ -17,6 +17,7 @@ class DemoRecipe(BaseModel):
     Attributes:
         seed: of patches, forgeries, the heads' start, sample order and mirroring.
         train_patches, test_patches: real patches to cut; every one is forged once per family.
+        methods: forging methods of each family, taken in turns.
         held_out_share: share of a user's photographs no model sees (the embedded ones have a fixed list).
         passes: over a model's training images.
         batch_size: images per step.
@@ -31,6 +32,7 @@ class DemoRecipe(BaseModel):
     seed: int = Field(ge=0)
     train_patches: int = Field(ge=32)
     test_patches: int = Field(ge=16)
+    methods: dict[str, tuple[str, ...]] = Field(min_length=2)
     held_out_share: float = Field(gt=0, lt=1)
     passes: int = Field(ge=1)
     batch_size: int = Field(ge=1)

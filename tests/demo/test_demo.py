@@ -14,7 +14,8 @@ from r2m_jax import InputError, load_detector, tiny_base
 from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.embedded import HELD_OUT
 from r2m_jax.data.images import decode_image, load_images
-from r2m_jax.data.records import counts, read_index
+from r2m_jax.data.index import read_index
+from r2m_jax.data.records import counts
 from r2m_jax.demo import load_recipe, run_demo
 from r2m_jax.demo.data import make_dataset, photographs
 from r2m_jax.demo.run import PRETRAINED

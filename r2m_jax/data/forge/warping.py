@@ -1,27 +1,50 @@
-"""Geometric warps, smooth random fields, and the loss of detail a generator's bottleneck brings."""
+"""Geometric warps, smooth random fields, and the loss of detail a generator's bottleneck brings.
+
+A displacement field is ``[2, h, w]``, rows and columns in pixels: the result at ``(y, x)`` is the image at
+``(y, x) + displacement``.
+"""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from jaxtyping import Float
 from PIL import Image
 from scipy import ndimage
+from scipy.interpolate import RBFInterpolator
+
+_LATTICE = 24  # nodes a side at which splines are evaluated; fields are smooth, and stretched from there
 
 
-def warp(pixels: np.ndarray, displacement: Float[np.ndarray, "2 h w"], order: int = 1) -> Float[np.ndarray, "h w 3"]:
-    """Backward warp: the result at ``(y, x)`` is the image at ``(y, x) + displacement``, mirrored at the edge.
+def warp(pixels: np.ndarray, displacement: Float[np.ndarray, "2 h w"]) -> Float[np.ndarray, "h w 3"]:
+    """Backward warp, bilinear as in the grid samplers of neural networks, mirrored at the edge.
 
     Args:
-        pixels: ``[h, w, 3]``, any real dtype.
+        pixels: ``[H, W, 3]``, any real dtype.
         displacement: rows and columns, in pixels.
-        order: of the spline, 1 for bilinear as in the grid samplers of neural networks.
+
+    Returns:
+        float64 of the displacement's height and width.
     """
-    height, width = pixels.shape[:2]
-    grid = np.mgrid[:height, :width] + displacement
-    channels = [
-        ndimage.map_coordinates(pixels[..., c].astype(np.float64), grid, order=order, mode="mirror") for c in range(3)
-    ]
-    return np.stack(channels, axis=-1)
+    height, width = displacement.shape[1:]
+    rows = np.arange(height, dtype=np.float32)[:, None] + displacement[0].astype(np.float32)
+    columns = np.arange(width, dtype=np.float32)[None, :] + displacement[1].astype(np.float32)
+    moved = cv2.remap(pixels.astype(np.float32), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return moved.astype(np.float64)
+
+
+def affine_field(
+    shape: tuple[int, int], matrix: Float[np.ndarray, "2 2"], shift: Float[np.ndarray, " 2"]
+) -> Float[np.ndarray, "2 h w"]:
+    """Displacement of the map ``p -> matrix @ p + shift`` on points ``(x, y)`` of the result."""
+    height, width = shape
+    x, y = np.arange(width)[None, :], np.arange(height)[:, None]
+    return np.stack(
+        [
+            matrix[1, 0] * x + matrix[1, 1] * y + shift[1] - y,
+            matrix[0, 0] * x + matrix[0, 1] * y + shift[0] - x,
+        ]
+    )
 
 
 def smooth_field(shape: tuple[int, int], cells: int, rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
@@ -43,17 +66,42 @@ def similarity(
 
     Args:
         shape: height and width.
-        centre: row and column as shares of the sides.
+        centre: row and column in pixels.
         scale: along rows and columns; above 1 enlarges.
         shift: in pixels, along rows and columns.
     """
     height, width = shape
-    rows = np.arange(height)[:, None] - centre[0] * height
-    columns = np.arange(width)[None, :] - centre[1] * width
     field = np.empty((2, height, width))
-    field[0] = rows * (1 / scale[0] - 1) - shift[0]
-    field[1] = columns * (1 / scale[1] - 1) - shift[1]
+    field[0] = (np.arange(height)[:, None] - centre[0]) * (1 / scale[0] - 1) - shift[0]
+    field[1] = (np.arange(width)[None, :] - centre[1]) * (1 / scale[1] - 1) - shift[1]
     return field
+
+
+def spline_field(
+    shape: tuple[int, int],
+    moved: Float[np.ndarray, "k 2"],
+    original: Float[np.ndarray, "k 2"],
+    *,
+    smoothing: float = 0.0,
+) -> Float[np.ndarray, "2 h w"]:
+    """Displacement by which content at ``original`` appears at ``moved``, in between a thin-plate spline.
+
+    Bookstein, "Principal Warps", PAMI 1989, https://doi.org/10.1109/34.24792.
+
+    Args:
+        shape: height and width.
+        moved, original: points ``(x, y)`` in pixels; at least three, not on one line.
+        smoothing: 0 interpolates the points, more lets the field be smoother than they are.
+    """
+    height, width = shape
+    unit = float(max(shape))
+    x, y = np.linspace(0, width - 1, _LATTICE), np.linspace(0, height - 1, _LATTICE)
+    nodes = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+    spline = RBFInterpolator(moved / unit, (original - moved)[:, ::-1], kernel="thin_plate_spline", smoothing=smoothing)
+    coarse = spline(nodes / unit).reshape(_LATTICE, _LATTICE, 2)
+    rows, columns = np.linspace(0, _LATTICE - 1, height), np.linspace(0, _LATTICE - 1, width)
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    return np.stack([ndimage.map_coordinates(coarse[..., axis], grid, order=3, mode="nearest") for axis in (0, 1)])
 
 
 def through_bottleneck(pixels: np.ndarray, factor: float) -> Float[np.ndarray, "h w 3"]:

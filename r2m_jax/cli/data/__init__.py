@@ -1,0 +1,1 @@
+"""``r2m data``: make, audit and synthesise data."""

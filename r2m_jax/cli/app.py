@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from r2m_jax.cli.data.app import app as data
 from r2m_jax.version import __version__
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a traceback is a bug report; it should look like one
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data)
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,8 @@ from r2m_jax.checkpoints import image_processor
 from r2m_jax.data.device import normalise, random_flip
 from r2m_jax.data.images import load_images
 from r2m_jax.data.pipeline import training_batches
-from r2m_jax.data.records import Record, counts, read_index, select, write_index
+from r2m_jax.data.index import read_index, write_index
+from r2m_jax.data.records import Record, counts, select
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\n", exclude_categories=["Cs"])).map(str.strip)
 

@@ -120,3 +120,64 @@ def prepare(
     from r2m_jax.cli.data.prepare import run
 
     run(index, data_dir, name=name, overwrite=overwrite)
+
+
+@app.command()
+def crop(
+    source: Annotated[
+        Path, typer.Argument(help="Photographs and videos: an index or list, or a folder (with --label also one file).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make, or of a stopped run to go on with.")],
+    size: Annotated[int, typer.Option(help="Sides of the crops in pixels.", min=1)] = 256,
+    margin: Annotated[float, typer.Option(help="Field of view, as a multiple of ArcFace's crop.")] = 1.3,
+    frames: Annotated[int, typer.Option(help="Evenly spaced frames of each clip.")] = 32,
+    no_face: Annotated[
+        str, typer.Option(help="Images without a face: skip (and count), error, or centre (crop the middle).")
+    ] = "skip",
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
+    label: Annotated[str | None, typer.Option(help="Class of all files, real or fake, where folders do not tell.")] = (
+        None
+    ),
+    family: Annotated[str, typer.Option(help="Family of fakes whose method is unknown: FS, FR, EFS or FE.")] = "",
+    method: Annotated[str, typer.Option(help="With --label fake: method of all files.")] = "",
+    domain: Annotated[str, typer.Option(help="Domain instead of the source's.")] = "",
+    dataset: Annotated[str, typer.Option(help="Name of the data set instead of the source's.")] = "",
+    split: Annotated[str, typer.Option(help="Split of files whose place does not tell.")] = "test",
+    layout: Annotated[str, typer.Option(help="Layout of the source, as in r2m data index.")] = "auto",
+    root: Annotated[Path | None, typer.Option(help="Folder that relative paths of a list are relative to.")] = None,
+) -> None:
+    """Find the largest face of photographs and video frames, align and crop it as DeepfakeBench does."""
+    from r2m_jax.cli.data.crop import run
+
+    run(
+        source,
+        out,
+        size=size,
+        margin=margin,
+        frames=frames,
+        no_face=no_face,
+        workers=workers,
+        label=label,
+        family=family,
+        method=method,
+        domain=domain,
+        dataset=dataset,
+        split=split,
+        layout=layout,
+        root=root,
+    )
+
+
+@app.command()
+def check(
+    index: Annotated[Path, typer.Argument(help="Index, or a folder that holds index.csv or index.parquet.")],
+    as_json: Annotated[Path | None, typer.Option("--json", help="File for everything found.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where facts about files are kept between runs.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    allow: Annotated[list[str] | None, typer.Option(help="Name of a finding you know of; may be repeated.")] = None,
+) -> None:
+    """Audit an index: files, leaks, collisions, and what metadata alone gives away."""
+    from r2m_jax.cli.data.check import run
+
+    run(index, as_json=as_json, cache=cache, workers=workers, strict=strict, allow=allow or [])

@@ -1,0 +1,147 @@
+"""What metadata gives away, and facts kept between runs."""
+
+import os
+import sqlite3
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from r2m_jax.data.audit import audit, scan, shortcut
+from r2m_jax.data.audit.facts import Facts
+from r2m_jax.data.audit.shortcut import _weighted_auc, tables
+from r2m_jax.data.audit.shortcut import shortcut as measure
+from r2m_jax.data.index import read_index
+from r2m_jax.data.records import Record
+from r2m_jax.errors import InputError
+
+
+def pairs(count: int, seed: int, *, told: bool) -> tuple[list[Record], dict[str, Facts]]:
+    """Real images and a fake of each; sizes from one distribution, or the fakes' larger."""
+    rng = np.random.default_rng(seed)
+    records, facts = [], {}
+    for number in range(count):
+        for label in (0, 1):
+            record = Record(f"/x/{number:05d}{label}.img", label, "FS" * label, video=str(number), split="train")
+            size = int(rng.lognormal(9, 0.3) * (1.3 if told and label else 1))
+            quality = 0 if told and label else int(rng.integers(80, 95))
+            records.append(record)
+            facts[record.path] = Facts("", size, "JPEG", "RGB", 64, 64, quality, "4:2:0", False, record.path)
+    return records, facts
+
+
+def test_matched_files_tell_nothing():
+    for seed in range(3):
+        found = measure(*pairs(400, seed, told=False))
+        assert abs(found.auc - 0.5) < 0.06
+        assert found.low < 0.5 + 0.03
+        assert not found.alarming
+
+
+def test_different_files_tell_all():
+    found = measure(*pairs(200, 0, told=True))
+    assert found.auc > 0.98
+    assert found.alarming
+    assert max(found.single, key=found.single.__getitem__) == "JPEG quality"
+
+
+def test_constant_files_are_exactly_chance_and_few_images_are_not_judged():
+    records, facts = pairs(100, 0, told=False)
+    same = Facts("", 100, "PNG", "RGB", 64, 64, content="x")
+    constant = dict.fromkeys(facts, same)
+    named = [Record(r.path[:-5] + "0.img", r.label, r.family, video=r.video) for r in records]
+    assert measure(named, {r.path: same for r in named}).auc == 0.5
+    assert np.isnan(measure(records[:40], constant).auc)
+
+
+def test_weighted_auc_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    labels, scores, weights = (
+        rng.integers(0, 2, 300),
+        rng.integers(0, 20, 300) / 7,
+        rng.integers(0, 4, 300).astype(float),
+    )
+    expected = roc_auc_score(labels, scores, sample_weight=weights)
+    assert _weighted_auc(labels, scores, weights) == pytest.approx(expected, abs=1e-12)
+
+
+def test_tables_count_values_against_the_label():
+    crossed = tables(*pairs(50, 0, told=True))
+    assert crossed["format"] == [{"value": "JPEG", "real": 50, "fake": 50}]
+    assert crossed["JPEG quality"][0] == {"value": "none", "real": 0, "fake": 50}
+    assert sum(row["real"] for row in crossed["JPEG quality"]) == 50
+    assert crossed["resolution"] == [{"value": "64 x 64", "real": 50, "fake": 50}]
+
+
+def test_the_alarm_is_a_warning_that_can_be_allowed():
+    records, facts = pairs(200, 0, told=True)
+    assert "shortcut" in [finding.name for finding in audit(records, facts).warnings]
+    allowed = ["shortcut", "one-class"]
+    assert audit(records, facts, allow=allowed).findings == []
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    records = []
+    for number in range(300):
+        path = tmp_path / f"{number:03d}.png"
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+        records.append(Record(str(path), number % 2))
+    return records
+
+
+def test_facts_are_the_same_whatever_the_workers(images):
+    assert scan(images, workers=1) == scan(images, workers=2)
+
+
+def test_an_interrupted_scan_goes_on_where_it_stopped(images, tmp_path):
+    cache = tmp_path / "facts.sqlite"
+
+    class Killed(Exception):
+        pass
+
+    def kill(count: int) -> None:
+        kill.done += count
+        if kill.done >= 128:
+            raise Killed
+
+    kill.done = 0
+    with pytest.raises(Killed):
+        scan(images, cache=cache, workers=1, on_progress=kill)
+    assert sqlite3.connect(cache).execute("SELECT COUNT(*) FROM facts").fetchone() == (128,)
+    steps: list[int] = []
+    resumed = scan(images, cache=cache, workers=1, on_progress=steps.append)
+    assert steps[0] == 128
+    assert resumed == scan(images, workers=1)
+    again: list[int] = []
+    scan(images, cache=cache, workers=1, on_progress=again.append)
+    assert again == [300]
+
+
+def test_a_changed_file_is_read_again(images, tmp_path):
+    cache = tmp_path / "facts.sqlite"
+    before = scan(images, cache=cache)
+    Image.new("RGB", (16, 16)).save(images[5].path)
+    os.utime(images[5].path, ns=(1, 1))
+    after = scan(images, cache=cache)
+    changed = {path for path in before if before[path] != after[path]}
+    assert changed == {images[5].path}
+
+
+def test_a_cache_that_is_no_database_is_named(images, tmp_path):
+    (tmp_path / "facts.sqlite").write_text("x" * 2000)
+    with pytest.raises(InputError, match=r"facts\.sqlite cannot be used .* --cache"):
+        scan(images[:2], cache=tmp_path / "facts.sqlite")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["faces_ffhq", "faces_photoshop", "natural_generators"])
+def test_the_shared_sets_have_no_error(shared_data, name):
+    records = read_index(shared_data / name / "index.csv")
+    found = audit(records, scan(records, workers=2))
+    assert found.errors == []
+    assert found.counts["label"]["real"]["train"] > 100
+    assert set(found.shortcuts["all"].single) >= {"bytes", "width", "JPEG quality"}
+    assert shortcut.MARGIN == 0.03

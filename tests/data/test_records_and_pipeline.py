@@ -1,4 +1,9 @@
+import csv
+from dataclasses import replace
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,36 +13,97 @@ from r2m_jax import InputError
 from r2m_jax.checkpoints import image_processor
 from r2m_jax.data.device import normalise, random_flip
 from r2m_jax.data.images import load_images
-from r2m_jax.data.pipeline import training_batches
 from r2m_jax.data.index import read_index, write_index
 from r2m_jax.data.records import Record, counts, select
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\n", exclude_categories=["Cs"])).map(str.strip)
 
 
-@given(
-    rows=st.lists(
-        st.tuples(st.sampled_from([0, 1]), TEXT, TEXT, TEXT, st.sampled_from(["train", "val", "test"])), min_size=1
-    )
-)
-def test_index_round_trip(tmp_path_factory, rows):
-    folder = tmp_path_factory.mktemp("index")
-    records = [
-        Record(str(folder / f"{i}.png"), label, family=a, method=b, domain=c, video=f"v{i}", split=split)
-        for i, (label, a, b, c, split) in enumerate(rows)
+RECORDS = st.builds(
+    Record, path=st.just(""), label=st.sampled_from([0, 1]), family=TEXT, method=TEXT, domain=TEXT, video=TEXT,
+    split=st.sampled_from(["train", "val", "test"]), dataset=TEXT, compression=TEXT, frame=st.integers(-1, 2**31 - 1),
+    landmarks=st.sampled_from(["", "l/a.npy"]), mask=st.sampled_from(["", "m/a.png"]),
+)  # fmt: skip
+
+
+def below(folder, records):
+    """The records with their files in a folder."""
+    return [
+        replace(
+            record,
+            path=str(folder / f"{number}.png"),
+            landmarks=record.landmarks and str(folder / record.landmarks),
+            mask=record.mask and str(folder / record.mask),
+        )
+        for number, record in enumerate(records)
     ]
-    write_index(records, folder / "index.csv")
-    assert read_index(folder / "index.csv") == records
 
 
-def test_paths_are_relative_to_the_index(tmp_path):
+@given(drawn=st.lists(RECORDS, min_size=1))
+def test_index_round_trip(tmp_path_factory, drawn):
+    folder = tmp_path_factory.mktemp("index")
+    records = below(folder, drawn)
+    for name in ("index.csv", "index.parquet"):
+        write_index(records, folder / name)
+        assert read_index(folder / name) == records
+
+
+@pytest.mark.parametrize("name", ["index.csv", "index.parquet"])
+def test_paths_are_relative_to_the_index(tmp_path, name):
     inside, outside = tmp_path / "set" / "images" / "a.png", tmp_path / "b.png"
-    write_index([Record(str(inside), 0), Record(str(outside), 1)], tmp_path / "set" / "index.csv")
-    text = (tmp_path / "set" / "index.csv").read_text()
-    assert "\nimages/a.png,real" in text
-    assert str(outside) in text
+    records = [
+        Record(str(inside), 0, landmarks=str(inside.with_suffix(".npy")), mask=str(outside)),
+        Record(str(outside), 1),
+    ]
+    write_index(records, tmp_path / "set" / name)
     (tmp_path / "set").rename(tmp_path / "moved")
-    assert read_index(tmp_path / "moved" / "index.csv")[0].path == str(tmp_path / "moved" / "images" / "a.png")
+    moved = tmp_path / "moved" / "images" / "a.png"
+    assert read_index(tmp_path / "moved" / name) == [
+        replace(records[0], path=str(moved), landmarks=str(moved.with_suffix(".npy"))),
+        records[1],
+    ]
+
+
+def test_an_index_is_plain_to_other_programs(tmp_path):
+    """pandas-like readers see relative paths; CSV says real and fake, Parquet 0 and 1."""
+    records = below(tmp_path, [Record("", 0), Record("", 1, frame=7)])
+    write_index(records, tmp_path / "index.csv")
+    write_index(records, tmp_path / "index.parquet")
+    rows = list(csv.DictReader((tmp_path / "index.csv").read_text().splitlines()))
+    assert [(row["path"], row["label"], row["frame"]) for row in rows] == [
+        ("0.png", "real", "-1"),
+        ("1.png", "fake", "7"),
+    ]
+    table = pq.read_table(tmp_path / "index.parquet")
+    assert table.column_names == list(rows[0])
+    assert table.select(["path", "label", "frame"]).to_pylist() == [
+        {"path": "0.png", "label": 0, "frame": -1},
+        {"path": "1.png", "label": 1, "frame": 7},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"path": ["a.png", "b.png"], "label": [0, 2]}, "row 2.*'2'"),
+        ({"path": ["a.png"], "label": ["real"], "split": ["dev"]}, "row 1.*'dev'"),
+        ({"path": ["a.png", "b.png"], "label": [1, None]}, "row 2.*''"),
+        ({"path": ["a.png"], "label": [1], "frame": ["first"]}, "row 1.*'first' is not a whole number"),
+        ({"path": ["a.png"]}, "lacks the column label"),
+        ({"path": [], "label": []}, "lists no image"),
+    ],
+)
+def test_bad_parquet_indexes(tmp_path, columns, named):
+    pq.write_table(pa.table(columns), tmp_path / "index.parquet")
+    with pytest.raises(InputError, match=named):
+        read_index(tmp_path / "index.parquet")
+
+
+def test_files_that_are_no_parquet(tmp_path):
+    (tmp_path / "index.parquet").write_text("path,label\n")
+    for name in ("index.parquet", "absent.parquet"):
+        with pytest.raises(InputError, match=f"{name} cannot be read as Parquet"):
+            read_index(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -90,55 +156,6 @@ def test_decoding_turns_images_upright_and_names_bad_ones(tmp_path, rng):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match=name):
             load_images([tmp_path / "a.png", tmp_path / name], 32)
-
-
-def numbered(count):
-    """Images that carry their own number, with alternating labels."""
-    images = np.zeros((count, 4, 4, 3), np.uint8)
-    images[:, 0, 0, 0] = np.arange(count)
-    return images, [index % 2 for index in range(count)]
-
-
-def order(batches):
-    return [int(image[0, 0, 0]) for batch in batches for image in batch["image"]]
-
-
-def test_every_pass_sees_every_image_once_in_a_new_order():
-    batches, steps = training_batches(*numbered(40), batch_size=8, passes=3, seed=7)
-    seen = order(batches)
-    assert steps == 15
-    passes = [seen[start : start + 40] for start in (0, 40, 80)]
-    assert all(sorted(one) == list(range(40)) for one in passes)
-    assert passes[0] != passes[1] != passes[2]
-
-
-def test_order_depends_on_the_seed_alone_and_labels_stay_with_images():
-    def run(seed):
-        return list(training_batches(*numbered(30), batch_size=7, passes=2, seed=seed)[0])
-
-    assert order(run(1)) == order(run(1)) != order(run(2))
-    assert all((batch["image"][:, 0, 0, 0] % 2 == batch["label"]).all() for batch in run(1))
-    assert len(run(1)) == 60 // 7
-
-
-def test_iterator_resumes_where_it_was():
-    first, _ = training_batches(*numbered(30), batch_size=6, passes=2, seed=3)
-    for _ in range(4):
-        next(first)
-    state = first.get_state()
-    rest = order(first)
-    second, _ = training_batches(*numbered(30), batch_size=6, passes=2, seed=3)
-    second.set_state(state)
-    assert order(second) == rest
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "named"),
-    [(4, [0, 1, 0], "4 images came with 3"), (3, [0, 0, 0], "no fake"), (3, [1, 1, 1], "no real"), (2, [0, 1], "fill")],
-)
-def test_bad_training_sets(images, labels, named):
-    with pytest.raises(InputError, match=named):
-        training_batches(np.zeros((images, 4, 4, 3), np.uint8), labels, batch_size=8, passes=1, seed=0)
 
 
 def test_flip_mirrors_about_half_of_the_images(rng):

@@ -1,0 +1,301 @@
+"""Batches decoded by Grain's workers: one stream per (source, seed), whatever the workers and processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int32, UInt8
+
+from r2m_jax.data.images import resize_and_crop
+from r2m_jax.data.pipeline.in_memory import Batch
+from r2m_jax.data.pipeline.sampling import Plan, Sampling, in_order, plan
+from r2m_jax.data.pipeline.sources import Source
+from r2m_jax.errors import InputError
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""``transform(image, rng)``: uint8 [size, size, 3] to the same, random choices from ``rng`` alone."""
+
+ATTEMPTS = 16  # unreadable images in a row after which a data set is given up
+
+
+class IndexedBatch(Batch):
+    """A :class:`Batch` whose rows can be joined back to the source's records.
+
+    ``index`` int32 [B]: number of the record, -1 in rows of padding. ``valid`` bool [B]: whether the row counts;
+    rows of padding and of images left out are black, with the label -1.
+    """
+
+    index: Int32[np.ndarray, b]
+    valid: Bool[np.ndarray, b]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How samples are read; nothing of it but ``size``, ``exact`` and ``transform`` changes what is read.
+
+    Attributes:
+        size: sides of the images in pixels.
+        workers: decoders working side by side; 0 decodes in the calling thread.
+        processes: let the workers be processes (started afresh, not forked) instead of threads. Pillow lets go of
+            Python's lock while it decodes and resizes, so threads do until a ``transform`` holds it.
+        prefetch: batches each worker has ready.
+        exact: decode in full. Else large JPEG images are shrunk by the decoder to no less than twice ``size``, see
+            :func:`r2m_jax.data.pipeline.sources.decode`.
+        transform: applied to every image, with a generator seeded by (seed, epoch, place in the epoch).
+        on_corrupt: ``error`` stops at an image that cannot be read; ``skip`` goes on and notes it in
+            :attr:`BatchIterator.unreadable`.
+    """
+
+    size: int = 224
+    workers: int = 2
+    processes: bool = False
+    prefetch: int = 2
+    exact: bool = True
+    transform: Transform | None = None
+    on_corrupt: Literal["error", "skip"] = "error"
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    epochs: int = 1,
+    sampling: Sampling = "natural",
+    shard: tuple[int, int] = (0, 1),
+    drop_remainder: bool = True,
+    decoding: Decoding = Decoding(),
+) -> BatchIterator:
+    """Shuffled batches for training.
+
+    An epoch has as many samples as the source has records; batches run over the borders of epochs. Under
+    ``on_corrupt="skip"`` another image of the same class (and method, in ``per_method`` sampling) takes the place of
+    one that cannot be read, so that batches stay full and balanced; ``index`` names the image that is there.
+
+    Args:
+        source: records and their images.
+        batch_size: rows of a batch over all processes.
+        seed: of the order and of the transform, 0 … 2³² − 1.
+        epochs: passes.
+        sampling: see :data:`~r2m_jax.data.pipeline.sampling.Sampling`.
+        shard: (process index, process count); process i gets the i-th of equal parts of every batch, so that the
+            batches over all processes are the same for any count.
+        drop_remainder: leave out the last incomplete batch of the run, else it is padded.
+        decoding: size, workers, transform, policy.
+
+    Raises:
+        InputError: the options do not fit the source or each other.
+    """
+    order = plan(source.records, sampling, seed)
+    if drop_remainder and order.length * epochs < batch_size:
+        raise InputError(f"{order.length} images do not fill one batch of {batch_size}; choose a smaller batch.")
+    samples = order.length * epochs
+    if drop_remainder:
+        samples -= samples % batch_size
+    settings = {
+        "samples": samples, "records": order.length, "batch_size": batch_size, "seed": seed, "sampling": sampling,
+    }  # fmt: skip
+    return BatchIterator(_Batches(source, order, seed, samples, batch_size, shard, decoding, replace=True), settings)
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    shard: tuple[int, int] = (0, 1),
+    decoding: Decoding = Decoding(),
+) -> BatchIterator:
+    """Batches of every record once, in order, over any number of processes.
+
+    All processes get equally many batches of the same shape, as a computation over several processes needs; what is
+    left over is padding (``valid`` false). Under ``on_corrupt="skip"`` the row of an image that cannot be read keeps
+    its ``index`` and is not ``valid``; nothing takes its place.
+
+    Args:
+        source: records and their images.
+        batch_size: rows of a batch over all processes.
+        shard: (process index, process count).
+        decoding: size, workers, transform (seeded by (0, 0, index)), policy.
+
+    Raises:
+        InputError: the options do not fit the source or each other.
+    """
+    count = len(source.records)
+    if not count:
+        raise InputError("there is no image to evaluate.")
+    settings = {"samples": count, "records": count, "batch_size": batch_size, "seed": 0, "sampling": "in order"}
+    return BatchIterator(_Batches(source, in_order(count), 0, count, batch_size, shard, decoding, False), settings)
+
+
+class BatchIterator(grain.DatasetIterator):
+    """Iterates over batches; stands and resumes anywhere, also with other workers or another number of processes.
+
+    A Grain iterator, so that Orbax and ``grain.checkpoint`` store its place: a small dict of numbers and strings.
+    Use as a context manager, or call ``close``, to stop its workers early.
+
+    Attributes:
+        unreadable: why, by path, of the images left out or replaced so far.
+    """
+
+    def __init__(self, dataset: _Batches, settings: dict[str, Any]):
+        super().__init__()
+        self._dataset, self._settings = dataset, settings
+        self._next = 0
+        self._running: grain.DatasetIterator | None = None
+        self.unreadable: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        """Batches of the whole run, those already given included."""
+        return len(self._dataset)
+
+    def __next__(self) -> IndexedBatch:
+        self._assert_not_closed()
+        self.start_prefetch()
+        assert self._running is not None
+        made: _Made = next(self._running)
+        if made.faults and self._dataset.decoding.on_corrupt == "error":
+            raise InputError(made.faults[0][1])
+        if made.hopeless:
+            raise InputError(f"{ATTEMPTS} images drawn in a row cannot be read; the last: {made.faults[-1][1]}")
+        self._next += 1
+        self.unreadable.update(made.faults)
+        return made.batch
+
+    def start_prefetch(self) -> None:
+        """Start the workers before the first batch is asked for."""
+        if self._running is not None:
+            return
+        decoding = self._dataset.decoding
+        dataset = grain.MapDataset.source(self._dataset)[self._next :]
+        threads = 0 if decoding.processes else decoding.workers
+        stream = dataset.to_iter_dataset(grain.ReadOptions(threads, threads * decoding.prefetch))
+        if decoding.processes and decoding.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags, which only absl's app.run would parse
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(decoding.workers, decoding.prefetch))
+        self._running = iter(stream)
+        self._running.start_prefetch()
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the iterator stands; can be written as JSON."""
+        return {"next": self._next, **self._settings, "unreadable": dict(self.unreadable)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go to where ``get_state`` was called.
+
+        Raises:
+            InputError: the state is of a stream with other settings.
+        """
+        for name, value in self._settings.items():
+            if state.get(name) != value:
+                raise InputError(
+                    f"the saved place in the data is of {name} {state.get(name)}, not {value}; resume with the "
+                    "settings of the run that saved it."
+                )
+        self._stop()
+        self._next = state["next"]
+        self.unreadable = dict(state["unreadable"])
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._stop()
+        super().close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A batch and what went wrong on the way to it.
+
+    An exception that leaves a worker process loses its type, so faults travel with the batch. An object of its own
+    goes through a pipe (5 to 20 ms for 32 images of 224²), bare arrays through shared memory, of which containers
+    have 64 MB and which Grain may leave behind at exit.
+    """
+
+    batch: IndexedBatch
+    faults: list[tuple[str, str]]
+    hopeless: bool
+
+
+class _Batches:
+    """Random access to the batches of one process, the form Grain reads."""
+
+    def __init__(
+        self,
+        source: Source,
+        order: Plan,
+        seed: int,
+        samples: int,
+        batch_size: int,
+        shard: tuple[int, int],
+        decoding: Decoding,
+        replace: bool,
+    ):
+        process, processes = shard
+        if not 0 <= process < processes:
+            raise InputError(f"process {process} of {processes} does not exist; they are counted from 0.")
+        if batch_size < 1 or batch_size % processes:
+            raise InputError(
+                f"a batch of {batch_size} cannot be divided among {processes} processes; choose a multiple."
+            )
+        if decoding.on_corrupt not in ("error", "skip"):
+            raise InputError(f"the policy {decoding.on_corrupt!r} for corrupt images is neither error nor skip.")
+        self.decoding = decoding
+        self._source, self._order, self._seed = source, order, seed
+        self._samples, self._batch_size = samples, batch_size
+        self._rows, self._first = batch_size // processes, process * (batch_size // processes)
+        self._replace = replace and decoding.on_corrupt == "skip"
+
+    def __len__(self) -> int:
+        return -(-self._samples // self._batch_size)
+
+    def __getitem__(self, number: int) -> _Made:
+        size = self.decoding.size
+        image = np.zeros((self._rows, size, size, 3), np.uint8)
+        label, index = np.full((2, self._rows), -1, np.int32)
+        valid = np.zeros(self._rows, np.bool_)
+        faults: list[tuple[str, str]] = []
+        hopeless = False
+        start = number * self._batch_size + self._first
+        for row in range(min(self._rows, self._samples - start)):
+            epoch, place = divmod(start + row, self._order.length)
+            record = self._order.record(epoch, place)
+            for attempt in range(1, ATTEMPTS + 1):
+                index[row] = record
+                try:
+                    image[row] = self._sample(record, epoch, place)
+                    label[row], valid[row] = self._source.records[record].label, True
+                    break
+                except InputError as error:
+                    faults.append((self._source.records[record].path, str(error)))
+                    if not self._replace:
+                        break
+                    record = self._order.substitute(epoch, place, attempt)
+            hopeless |= self._replace and not valid[row]
+        return _Made({"image": image, "label": label, "index": index, "valid": valid}, faults, hopeless)
+
+    def _sample(self, record: int, epoch: int, place: int) -> UInt8[np.ndarray, "size size 3"]:
+        decoding = self.decoding
+        image = self._source.image(record, None if decoding.exact else 2 * decoding.size)
+        pixels = resize_and_crop(image, decoding.size)
+        if decoding.transform is None:
+            return pixels
+        pixels = decoding.transform(pixels, np.random.default_rng((self._seed, epoch, place)))
+        if pixels.dtype != np.uint8 or pixels.shape != (decoding.size, decoding.size, 3):
+            raise TypeError(f"the transform gave {pixels.dtype} {pixels.shape}, not uint8 of the size it was given.")
+        return pixels

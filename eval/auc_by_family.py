@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from r2m_jax import load_detector
-from r2m_jax.checkpoints.atomic import atomic_directory
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.images import load_images
 from r2m_jax.data.index import read_index

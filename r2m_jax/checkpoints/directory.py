@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import preprocessing, provenance
-from r2m_jax.checkpoints.atomic import atomic_directory
 from r2m_jax.checkpoints.names import PREFIX, assemble, disassemble
 from r2m_jax.checkpoints.tensors import (
     INDEX_FILE,

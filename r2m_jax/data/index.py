@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from r2m_jax.checkpoints.atomic import atomic_file, atomic_text
+from r2m_jax.atomic import atomic_file, atomic_text
 from r2m_jax.data.records import SPLITS, Record
 from r2m_jax.errors import InputError
 
@@ -73,28 +73,28 @@ def _csv_rows(path: Path) -> tuple[Sequence[str], Iterable[tuple[str, Mapping[st
 
 
 def _parquet_rows(path: Path) -> tuple[Sequence[str], Iterable[tuple[str, Mapping[str, Any]]]]:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        schema = pyarrow.parquet.read_schema(path)
-        table = pyarrow.parquet.read_table(path, columns=[name for name in schema.names if name in _COLUMNS])
-    except (OSError, pyarrow.ArrowException) as error:
+        schema = pq.read_schema(path)
+        table = pq.read_table(path, columns=[name for name in schema.names if name in _COLUMNS])
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}).") from None
     return schema.names, ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
 
 
 def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    schema = pyarrow.schema(
-        [(name, pyarrow.type_for_alias(_INTEGERS.get(name, "string"))) for name in _COLUMNS],
+    schema = pa.schema(
+        [(name, pa.type_for_alias(_INTEGERS.get(name, "string"))) for name in _COLUMNS],
         metadata={"r2m_jax": "index"},
     )
     numbered = [dict(row) | {"label": _LABELS[row["label"]]} for row in rows]
     with atomic_file(path) as aside:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(numbered, schema), aside, compression="zstd")
+        pq.write_table(pa.Table.from_pylist(numbered, schema), aside, compression="zstd")
 
 
 def _record(row: Mapping[str, Any], index: Path, where: str, folder: str) -> Record:

@@ -49,7 +49,8 @@ def photographs(folder: Path | None, recipe: DemoRecipe) -> Photographs:
 def make_dataset(source: Photographs, recipe: DemoRecipe, size: int, folder: Path) -> list[Record]:
     """Cut, forge and write images below ``folder``, with ``index.csv``.
 
-    In each split every real patch is forged once per family, by one of the recipe's methods of that family, all equally often.
+    In each split every real patch is forged once per family, by one of the recipe's methods of that family, all
+    equally often.
     Forgers that need fitting (vector quantiser, patch diffusion) are fitted on training patches, whichever split they
     forge; a forgery's donors come from its own split. Real and forged images pass through the same camera and are
     written as PNG without compression, so that neither format nor file size tells them apart.

@@ -162,9 +162,10 @@ def _diagnostics(outcome: Outcome, names: Sequence[str]) -> str:
 def _data(outcome: Outcome) -> str:
     sheet = contact_sheet(outcome.samples)
     rows = ", ".join(["real", *(FAMILY_NAMES[family] for family in outcome.families)])
+    used = outcome.recipe.methods
     methods = [
         f"{family} ({FAMILY_NAMES[family]}): "
-        + "; ".join(f"{method.replace('_', ' ')}, {METHODS[method].summary}" for method in outcome.recipe.methods[family])
+        + "; ".join(f"{method.replace('_', ' ')}, {METHODS[method].summary}" for method in used[family])
         for family in outcome.families
     ]
     trained_on = f"Trained on patches of {', '.join(outcome.photographs['train'])}."

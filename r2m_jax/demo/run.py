@@ -15,8 +15,8 @@ import jax
 import numpy as np
 import yaml
 
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import load_detector, provenance, save_detector, tiny_base
-from r2m_jax.checkpoints.atomic import atomic_directory
 from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.images import load_images

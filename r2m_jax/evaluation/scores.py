@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from r2m_jax.checkpoints.atomic import atomic_text
+from r2m_jax.atomic import atomic_text
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 

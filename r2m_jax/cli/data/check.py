@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from r2m_jax.checkpoints.atomic import atomic_text
+from r2m_jax.atomic import atomic_text
 from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.audit import Audit, audit, default_cache, scan
 from r2m_jax.data.audit.findings import NAMES

@@ -57,7 +57,9 @@ def run(
         reporter.say(f"left out {len(forged.repeated)} images equal to earlier ones, the first {forged.repeated[0]}")
     real = sum(not record.label for record in forged.records) // len(recipe.cameras)
     if landmarks:
-        reporter.say(f"faces found in {forged.faces} of {real + len(forged.repeated)} real images; the others by prior")
+        reporter.say(
+            f"faces found in {forged.faces} of {real + len(forged.repeated)} real images; a mean face stands for others"
+        )
     table = Table(title=str(out))
     for column in ("split", "real", *FAMILIES):
         table.add_column(column, justify="left" if column == "split" else "right")

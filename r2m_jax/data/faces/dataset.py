@@ -16,16 +16,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from r2m_jax.checkpoints.atomic import atomic_file
+from r2m_jax.atomic import atomic_file
 from r2m_jax.data.faces.align import template, warp_mask
 from r2m_jax.data.faces.crop import NO_FACE, NoFace, crop_centre, crop_face
 from r2m_jax.data.faces.journal import NAME, Entry, append, read_journal, write_journal
 from r2m_jax.data.faces.landmarks import require_dlib, with_forehead
 from r2m_jax.data.faces.places import LANDMARKS, MASKS, place_crops, side_path
-from r2m_jax.data.faces.video import frame_table, read_frames
 from r2m_jax.data.images import decode_image
 from r2m_jax.data.index import write_index
 from r2m_jax.data.records import Record
+from r2m_jax.data.video import frame_table, read_frames
 from r2m_jax.errors import InputError
 
 Track: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[..., None]]]

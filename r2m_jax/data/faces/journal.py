@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from r2m_jax.checkpoints.atomic import atomic_text
+from r2m_jax.atomic import atomic_text
 from r2m_jax.errors import InputError
 
 NAME = "crops.jsonl"

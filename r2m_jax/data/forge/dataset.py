@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import provenance
-from r2m_jax.checkpoints.atomic import atomic_directory
 from r2m_jax.data.forge import crew
 from r2m_jax.data.forge.plan import ForgeRecipe, Job, plan, real_records, record_of
 from r2m_jax.data.forge.registry import METHODS, fit_method

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.spatial import Delaunay
 
-from r2m_jax.data.forge.landmarks import MEAN_FACE, edge_points, hull, outline, similarity_between
+from r2m_jax.data.faces.align import similarity as fit_similarity
+from r2m_jax.data.faces.align import warp_points
+from r2m_jax.data.forge.landmarks import MEAN_FACE, edge_points, hull, outline
 from r2m_jax.data.forge.method import Face
 from r2m_jax.data.forge.warping import affine_field, similarity, warp
 from r2m_jax.errors import InputError
@@ -47,9 +49,8 @@ def aligned(donor: Face, points: Float[np.ndarray, "68 2"], shape: tuple[int, in
         size = 1 + rng.uniform(0.03, 0.15)
         centre = donor.pixels.shape[0] / 2, donor.pixels.shape[1] / 2
         return Face(warp(pixels, similarity(shape, centre, scale=(size, size))), points)
-    matrix, shift = similarity_between(points, donor.landmarks)
-    moved = warp(donor.pixels, affine_field(shape, matrix, shift))
-    return Face(moved, (donor.landmarks - shift) @ np.linalg.inv(matrix).T)
+    moved = warp(donor.pixels, affine_field(shape, fit_similarity(points, donor.landmarks)))
+    return Face(moved, warp_points(donor.landmarks, fit_similarity(donor.landmarks, points)))
 
 
 def fitted(donor: Face, points: Float[np.ndarray, "68 2"], shape: tuple[int, int]) -> Float[np.ndarray, "h w 3"]:
@@ -100,5 +101,4 @@ def _distance(own: Float[np.ndarray, " 6"], face: Face, donor: Face, inside: Boo
 
 def _shape(points: Float[np.ndarray, "68 2"]) -> Float[np.ndarray, "68 2"]:
     """Landmarks without place, size and turn: brought onto the mean face."""
-    matrix, shift = similarity_between(np.asarray(points, np.float64), MEAN_FACE)
-    return points @ matrix.T + shift
+    return warp_points(points, fit_similarity(points, MEAN_FACE))

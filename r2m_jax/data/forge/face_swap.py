@@ -174,7 +174,8 @@ def _rendered(donor: Face, points: Float[np.ndarray, "68 2"], face: Face, rng: n
     turn, size = rng.uniform(-0.02, 0.02), 1 + rng.uniform(-0.02, 0.04)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / size
     middle = points.mean(axis=0)
-    return Face(warp(low, affine_field(face.pixels.shape[:2], matrix, middle - matrix @ middle)), moved.landmarks)
+    about = np.concatenate([matrix, (middle - matrix @ middle)[:, None]], axis=1)
+    return Face(warp(low, affine_field(face.pixels.shape[:2], about)), moved.landmarks)
 
 
 METHODS = (

@@ -109,17 +109,3 @@ def edge_points(shape: tuple[int, int]) -> Float[np.ndarray, "8 2"]:
 def face_width(points: Float[np.ndarray, "68 2"]) -> float:
     """Distance between the ends of the jaw, in pixels: the unit in which seams and motions are measured."""
     return float(np.linalg.norm(points[16] - points[0]))
-
-
-def similarity_between(
-    source: Float[np.ndarray, "k 2"], target: Float[np.ndarray, "k 2"]
-) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, " 2"]]:
-    """Least-squares rotation, scale and shift ``(A, b)`` with ``source @ A.T + b ≈ target``.
-
-    In the plane Umeyama's solution (PAMI 1991, https://doi.org/10.1109/34.88573) is a complex regression.
-    """
-    z, w = source @ [1, 1j], target @ [1, 1j]
-    centred = z - z.mean()
-    a = (centred.conj() * (w - w.mean())).sum() / max((abs(centred) ** 2).sum(), 1e-12)
-    b = w.mean() - a * z.mean()
-    return np.array([[a.real, -a.imag], [a.imag, a.real]]), np.array([b.real, b.imag])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
+from r2m_jax.data.faces.align import similarity, warp_points
 from r2m_jax.data.forge.landmarks import (
     BROWS,
     INNER_LIPS,
@@ -15,7 +16,6 @@ from r2m_jax.data.forge.landmarks import (
     edge_points,
     face_width,
     outline,
-    similarity_between,
 )
 from r2m_jax.data.forge.method import Face
 from r2m_jax.data.forge.warping import affine_field, smooth_field, spline_field
@@ -58,8 +58,7 @@ def expression_of(donor: Face, points: Float[np.ndarray, "68 2"]) -> Float[np.nd
     """
     assert donor.landmarks is not None  # the caller has looked
     frame = np.concatenate([np.arange(0, 6), np.arange(11, 17), np.arange(27, 36)])  # what expressions leave in place
-    matrix, shift = similarity_between(donor.landmarks[frame], points[frame])
-    theirs = donor.landmarks @ matrix.T + shift
+    theirs = warp_points(donor.landmarks, similarity(donor.landmarks[frame], points[frame]))
     moved = points.copy()
     for part in (BROWS, RIGHT_EYE, LEFT_EYE, np.concatenate([OUTER_LIPS, INNER_LIPS])):
         # Each part takes the donor's shape, and half of its shift: faces differ in where the parts are.
@@ -130,4 +129,5 @@ def sway(
     unit, angle = face_width(points), rng.uniform(0.015, 0.04) * rng.choice([-1, 1])
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     middle = points.mean(axis=0)
-    return affine_field(shape, turn, middle - turn @ middle + rng.uniform(-0.03, 0.03, 2) * unit)
+    shift = middle - turn @ middle + rng.uniform(-0.03, 0.03, 2) * unit
+    return affine_field(shape, np.concatenate([turn, shift[:, None]], axis=1))

@@ -33,16 +33,14 @@ def warp(pixels: np.ndarray, displacement: Float[np.ndarray, "2 h w"]) -> Float[
     return moved.astype(np.float64)
 
 
-def affine_field(
-    shape: tuple[int, int], matrix: Float[np.ndarray, "2 2"], shift: Float[np.ndarray, " 2"]
-) -> Float[np.ndarray, "2 h w"]:
-    """Displacement of the map ``p -> matrix @ p + shift`` on points ``(x, y)`` of the result."""
+def affine_field(shape: tuple[int, int], matrix: Float[np.ndarray, "2 3"]) -> Float[np.ndarray, "2 h w"]:
+    """Displacement of the affine map ``(x, y) -> matrix @ (x, y, 1)`` from the result to the image."""
     height, width = shape
     x, y = np.arange(width)[None, :], np.arange(height)[:, None]
     return np.stack(
         [
-            matrix[1, 0] * x + matrix[1, 1] * y + shift[1] - y,
-            matrix[0, 0] * x + matrix[0, 1] * y + shift[0] - x,
+            matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] - y,
+            matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] - x,
         ]
     )
 

@@ -45,7 +45,7 @@ class Decoding:
             Python's lock while it decodes and resizes, so threads do until a ``transform`` holds it.
         prefetch: batches each worker has ready.
         exact: decode in full. Else large JPEG images are shrunk by the decoder to no less than twice ``size``, see
-            :func:`r2m_jax.data.pipeline.sources.decode`.
+            :func:`r2m_jax.data.images.decode_image`.
         transform: applied to every image, with a generator seeded by (seed, epoch, place in the epoch).
         on_corrupt: ``error`` stops at an image that cannot be read; ``skip`` goes on and notes it in
             :attr:`BatchIterator.unreadable`.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import av
-
 from r2m_jax.data.readers import df40_layout, folders
 from r2m_jax.data.readers.reading import Clip, Findings, Options
 from r2m_jax.data.readers.tree import Tree
+from r2m_jax.data.video import frame_table
 from r2m_jax.errors import InputError
 
 
@@ -58,12 +57,8 @@ def read(tree: Tree, options: Options, findings: Findings) -> list[Clip]:
 
 
 def count_frames(path: str | Path) -> int:
-    """Frames of a video file: as its container says, counted packet by packet where it does not; 0 if unreadable."""
+    """Frames of a video file, as :func:`r2m_jax.data.video.read_frames` counts them; 0 if it cannot be read."""
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                return 0
-            stream = container.streams.video[0]
-            return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-    except (av.FFmpegError, OSError):
+        return len(frame_table(path))
+    except InputError:
         return 0

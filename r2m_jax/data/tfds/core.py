@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from r2m_jax.data.pipeline.video_frames import read_frame
 from r2m_jax.data.records import SPLITS, Record
+from r2m_jax.data.video import read_frame
 from r2m_jax.errors import InputError
 
 _TEXTS = ("path", "family", "method", "domain", "video", "dataset", "compression", "landmarks", "mask")

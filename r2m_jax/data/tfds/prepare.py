@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from r2m_jax.checkpoints.atomic import atomic_directory
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.data.index import read_index
 from r2m_jax.data.records import Record
 from r2m_jax.data.tfds.builders import BUILDERS, Generic

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from r2m_jax.data.pipeline.sources import decode
+from r2m_jax.data.images import decode_image
 from r2m_jax.data.records import Record
 from r2m_jax.data.tfds.core import record_of
 from r2m_jax.errors import InputError
@@ -39,13 +39,14 @@ class TfdsSource:
         return [record_of(self._data[place], split) for place in range(len(self._data))]
 
     def image(self, index: int, shortest: int | None = None) -> Image.Image:
-        """Image ``index`` as RGB, upright; ``shortest`` as in :func:`~r2m_jax.data.pipeline.sources.decode`.
+        """Image ``index`` as RGB, upright; ``shortest`` as in :func:`~r2m_jax.data.images.decode_image`.
 
         Raises:
             InputError: the image is damaged; the file it was prepared from is named.
         """
         example = self._data[index]
-        return decode(io.BytesIO(example["image"]), f"{example['path'].decode()} in {self._folder}", shortest)
+        name = f"{example['path'].decode()} in {self._folder}"
+        return decode_image(io.BytesIO(example["image"]), name=name, shortest=shortest)
 
     def _open(self) -> Any:
         builder = tfds.builder_from_directory(self._folder)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from r2m_jax.data.faces.video import frame_table, read_frames
+from r2m_jax.data.video import frame_table, read_frames
 from r2m_jax.errors import InputError
 
 from .conftest import number_of

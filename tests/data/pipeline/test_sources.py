@@ -8,9 +8,8 @@ from PIL import Image
 from r2m_jax import InputError
 from r2m_jax.data.images import decode_image, load_images
 from r2m_jax.data.pipeline import Decoding, RecordSource, evaluation_batches
-from r2m_jax.data.pipeline.sources import decode
-from r2m_jax.data.pipeline.video_frames import read_frame
 from r2m_jax.data.records import Record
+from r2m_jax.data.video import read_frame
 
 
 def test_pixels_are_those_of_load_images(faces):
@@ -24,7 +23,7 @@ def test_decoding_is_that_of_images(tmp_path, rng, mode):
     exif[0x0112] = 6  # stored on its side
     image = Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).convert(mode)
     image.save(tmp_path / "a.png", exif=exif)
-    ours = decode(tmp_path / "a.png", "a.png")
+    ours = RecordSource([Record(str(tmp_path / "a.png"), 0)]).image(0)
     assert ours.size == (20, 30)
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(decode_image(tmp_path / "a.png")))
 

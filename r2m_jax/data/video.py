@@ -6,12 +6,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from r2m_jax.errors import InputError
 
@@ -99,6 +101,18 @@ def read_frames(
                 raise InputError(f"{path} is damaged: its frame {number} cannot be decoded.")
             position = time
             yield number, _upright(frame)
+
+
+def read_frame(path: str | Path, number: int) -> Image.Image:
+    """One frame by number, as :func:`read_frames` gives it; tables of the last files asked for are kept.
+
+    Raises:
+        InputError: as in :func:`read_frames`.
+    """
+    return Image.fromarray(next(read_frames(path, [number], _kept_table(str(path))))[1])
+
+
+_kept_table = lru_cache(maxsize=256)(frame_table)
 
 
 def _stamped(container: Any, stream: Any, timed: bool) -> Iterator[tuple[int, av.VideoFrame]]:

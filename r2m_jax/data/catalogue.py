@@ -286,13 +286,3 @@ def domain_of(dataset: str) -> str:
     """Domain a data set's name tells, ``ff`` for ``FSAll_ff`` and ``FaceForensics++``; empty where it does not."""
     suffix = _DOMAIN_SUFFIX.search(dataset)
     return suffix[1] if suffix else DOMAINS.get(dataset, "")
-
-
-def known_datasets() -> list[str]:
-    """Names of the JSON files DeepfakeBench and DF40 publish."""
-    known = [m.name for m in DF40_METHODS if not m.unknown_domain]
-    return [
-        *(name for name in DOMAINS if name != "synthbuster"),
-        *(f"{name}_{domain}" for name in (*CATEGORIES, *known) for domain in ("ff", "cdf")),
-        *(m.name for m in DF40_METHODS if m.unknown_domain),
-    ]

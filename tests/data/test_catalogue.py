@@ -80,5 +80,3 @@ def test_method_of_a_label(label, expected):
 def test_domains():
     names = ("FSAll_ff", "simswap_cdf", "FaceForensics++", "Celeb-DF-v2", "heygen")
     assert [catalogue.domain_of(name) for name in names] == ["ff", "cdf", "ff", "cdf", ""]
-    # 31 methods and 3 collective sets in two domains, 9 of unknown domain, the sets of DeepfakeBench
-    assert len(catalogue.known_datasets()) == 2 * (31 + 3) + 9 + 13

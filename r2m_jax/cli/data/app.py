@@ -9,50 +9,10 @@ import typer
 
 app = typer.Typer(
     name="data",
-    help="Index, audit, forge and crop data.",
+    help="Index, audit, crop, forge and prepare data.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@app.command()
-def forge(
-    images: Annotated[
-        Path | None, typer.Argument(help="Real images: an index, a folder with index.csv, or a folder of photographs.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Directory to make.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Forging method; may be repeated. All when omitted.")] = None,
-    family: Annotated[list[str] | None, typer.Option(help="All methods of FS, FR or EFS; may be repeated.")] = None,
-    camera: Annotated[
-        list[str] | None, typer.Option(help="Camera that records real and forged images alike; may be repeated.")
-    ] = None,
-    per_image: Annotated[int, typer.Option(help="Methods of each family that forge an image; 0 for all.")] = 1,
-    size: Annotated[int, typer.Option(help="Sides of the images in pixels.")] = 256,
-    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
-    effort: Annotated[float, typer.Option(help="Share of the training of methods that learn.")] = 1.0,
-    landmarks: Annotated[bool, typer.Option(help="Look for faces; without, the middle of an image is one.")] = True,
-    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing directory.")] = False,
-    list_methods: Annotated[bool, typer.Option("--list", help="Show methods and cameras, and stop.")] = False,
-) -> None:
-    """Make labelled forgery families from real images."""
-    from r2m_jax.cli.data.forge import run
-
-    run(
-        images,
-        out,
-        methods=method or [],
-        families=family or [],
-        cameras=camera or [],
-        per_image=per_image,
-        size=size,
-        seed=seed,
-        effort=effort,
-        landmarks=landmarks,
-        workers=workers,
-        overwrite=overwrite,
-        list_methods=list_methods,
-    )
 
 
 @app.command()
@@ -108,18 +68,18 @@ def index(
 
 
 @app.command()
-def prepare(
-    index: Annotated[Path, typer.Argument(help="An index, or the folder of a data set named by --name.")],
-    data_dir: Annotated[Path, typer.Option(help="Where tensorflow-datasets keeps data sets.")],
-    name: Annotated[str, typer.Option(help="Of the data set: any, or a published one, whose folder is read.")] = (
-        "generic"
-    ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that name.")] = False,
+def check(
+    index: Annotated[Path, typer.Argument(help="Index, or a folder that holds index.csv or index.parquet.")],
+    as_json: Annotated[Path | None, typer.Option("--json", help="File for everything found.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where facts about files are kept between runs.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    allow: Annotated[list[str] | None, typer.Option(help="Name of a finding you know of; may be repeated.")] = None,
 ) -> None:
-    """Write an index as a tensorflow-datasets data set of array_record files."""
-    from r2m_jax.cli.data.prepare import run
+    """Audit an index: files, leaks, collisions, and what metadata alone gives away."""
+    from r2m_jax.cli.data.check import run
 
-    run(index, data_dir, name=name, overwrite=overwrite)
+    run(index, as_json=as_json, cache=cache, workers=workers, strict=strict, allow=allow or [])
 
 
 @app.command()
@@ -169,15 +129,55 @@ def crop(
 
 
 @app.command()
-def check(
-    index: Annotated[Path, typer.Argument(help="Index, or a folder that holds index.csv or index.parquet.")],
-    as_json: Annotated[Path | None, typer.Option("--json", help="File for everything found.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where facts about files are kept between runs.")] = None,
+def forge(
+    images: Annotated[
+        Path | None, typer.Argument(help="Real images: an index, a folder with index.csv, or a folder of photographs.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory to make.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Forging method; may be repeated. All when omitted.")] = None,
+    family: Annotated[list[str] | None, typer.Option(help="All methods of FS, FR or EFS; may be repeated.")] = None,
+    camera: Annotated[
+        list[str] | None, typer.Option(help="Camera that records real and forged images alike; may be repeated.")
+    ] = None,
+    per_image: Annotated[int, typer.Option(help="Methods of each family that forge an image; 0 for all.")] = 1,
+    size: Annotated[int, typer.Option(help="Sides of the images in pixels.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed of every random choice.")] = 0,
+    effort: Annotated[float, typer.Option(help="Share of the training of methods that learn.")] = 1.0,
+    landmarks: Annotated[bool, typer.Option(help="Look for faces; without, the middle of an image is one.")] = True,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
-    allow: Annotated[list[str] | None, typer.Option(help="Name of a finding you know of; may be repeated.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing directory.")] = False,
+    list_methods: Annotated[bool, typer.Option("--list", help="Show methods and cameras, and stop.")] = False,
 ) -> None:
-    """Audit an index: files, leaks, collisions, and what metadata alone gives away."""
-    from r2m_jax.cli.data.check import run
+    """Make labelled forgery families from real images."""
+    from r2m_jax.cli.data.forge import run
 
-    run(index, as_json=as_json, cache=cache, workers=workers, strict=strict, allow=allow or [])
+    run(
+        images,
+        out,
+        methods=method or [],
+        families=family or [],
+        cameras=camera or [],
+        per_image=per_image,
+        size=size,
+        seed=seed,
+        effort=effort,
+        landmarks=landmarks,
+        workers=workers,
+        overwrite=overwrite,
+        list_methods=list_methods,
+    )
+
+
+@app.command()
+def prepare(
+    index: Annotated[Path, typer.Argument(help="An index, or the folder of a data set named by --name.")],
+    data_dir: Annotated[Path, typer.Option(help="Where tensorflow-datasets keeps data sets.")],
+    name: Annotated[str, typer.Option(help="Of the data set: any, or a published one, whose folder is read.")] = (
+        "generic"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a data set of that name.")] = False,
+) -> None:
+    """Write an index as a tensorflow-datasets data set of array_record files."""
+    from r2m_jax.cli.data.prepare import run
+
+    run(index, data_dir, name=name, overwrite=overwrite)

@@ -71,7 +71,7 @@ class Workshop:
 @contextmanager
 def crew(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Processes started afresh: forking a process in which JAX runs threads may hang."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_stay_on_the_cpu)
     try:
         yield pool
     finally:
@@ -113,6 +113,13 @@ def make(shop: Workshop, jobs: Sequence[Job], donors: Sequence[int]) -> int:
         taken = CAMERAS[job.camera].record(np.array(image), camera_rng(job, shop.recipe))
         Image.fromarray(taken).save(shop.images / f"{job.name}.png", compress_level=0)
     return len(jobs)
+
+
+def _stay_on_the_cpu() -> None:
+    # Generators forge on the CPU; without this every process would reserve an accelerator's memory.
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from r2m_jax.data.audit import audit, scan
 from r2m_jax.data.embedded import cut_patches, embedded_photographs
 from r2m_jax.data.forge import FAMILIES, METHODS
 from r2m_jax.data.forge.dataset import forge_dataset
@@ -126,6 +127,11 @@ def test_files_differ_in_nothing_but_pixels(made):
     with Image.open(next((out / "images").iterdir())) as image:
         assert (image.format, image.size, image.mode) == ("PNG", (48, 48), "RGB")
     assert all(len(path.stem) == 16 and int(path.stem, 16) >= 0 for path in (out / "images").iterdir())
+
+
+def test_an_audit_of_the_set_finds_nothing(made):
+    records = read_index(made[0] / "index.csv")
+    assert audit(records, scan(records, workers=1)).findings == []
 
 
 def test_the_set_repeats_whatever_the_number_of_workers(made, folder, tmp_path):

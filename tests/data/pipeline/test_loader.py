@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 
 import grain
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from r2m_jax import InputError
+from r2m_jax.data.augment import host, preset
 from r2m_jax.data.pipeline import Decoding, RecordSource, batches, evaluation_batches
 from r2m_jax.data.pipeline.sampling import plan
 from r2m_jax.data.records import Record
@@ -51,6 +53,15 @@ def test_the_stream_is_the_same_for_any_number_of_threads(faces, sampling):
     assert len(reference) == 2 * 37 // 5
     for workers in (1, 2, 4):
         same(run(RecordSource(faces), Decoding(12, workers=workers, transform=noise), sampling=sampling), reference)
+
+
+@pytest.mark.parametrize("name", ["df40", "r2m_text"])
+def test_augmented_batches_are_the_same_for_any_number_of_threads(faces, name):
+    decodings = [Decoding(24, workers=n, transform=partial(host.augment, policy=preset(name))) for n in (0, 3)]
+    one, other = (run(RecordSource(faces), decoding) for decoding in decodings)
+    same(one, other)
+    plain = run(RecordSource(faces), Decoding(24, workers=0))
+    assert any((a["image"] != b["image"]).any() for a, b in zip(one, plain, strict=True))
 
 
 PROCESSES = """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,8 @@ from jaxtyping import Array, Float, UInt8
 
 from r2m_jax.data.forge.method import Face, Method, State
 from r2m_jax.data.forge.synthesis.networks import (
-    CROP,
+    CORRECTION,
     Params,
-    batches,
     block,
     convolve,
     framed,
@@ -23,6 +23,7 @@ from r2m_jax.data.forge.synthesis.networks import (
     new_convolution,
     on_cpu,
     out_of_channels,
+    principal_cells,
     steps_of,
     train,
     unframed,
@@ -35,9 +36,8 @@ LATENTS = 8
 _CELL = 4
 _WIDTH = 64
 _FINE = 32  # channels at half resolution
-_STEPS = 700
+_STEPS = 300
 _PEAK = 2e-3
-_CELLS = 20_000  # to find the principal components of
 
 
 def fit(generator_images: UInt8[np.ndarray, "n h w 3"], seed: int, effort: float) -> State:
@@ -56,11 +56,11 @@ def fit(generator_images: UInt8[np.ndarray, "n h w 3"], seed: int, effort: float
 def vae_reconstruction(
     face: Face, donors: Sequence[Face], state: State, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image decoded from a sample of its latents' posterior, moved a little further along the posterior's spread."""
+    """The image decoded from a sample of its latents' posterior, drawn nearer to the mean than in training."""
     images = framed(face.pixels)
     height, width = images.shape[1] // _CELL, images.shape[2] // _CELL
-    noise = rng.standard_normal((1, height, width, LATENTS), dtype=np.float32) * np.float32(rng.uniform(0.8, 1.3))
-    with on_cpu():  # type: ignore[attr-defined]
+    noise = rng.standard_normal((1, height, width, LATENTS), dtype=np.float32) * np.float32(rng.uniform(0.4, 0.9))
+    with on_cpu():
         decoded = _reconstruct()(dict(state), images, noise)
     return with_tones_of(unframed(decoded, face.pixels.shape[:2]), face.pixels)
 
@@ -68,15 +68,10 @@ def vae_reconstruction(
 def initial(images: UInt8[np.ndarray, "n h w 3"], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Untrained parameters: a linear autoencoder of 4 × 4 pixels, to which the residual blocks add nothing yet.
 
-    The linear autoencoder is the one training would find, by principal components (Lucas et al., "Don't Blame the
-    ELBO", NeurIPS 2019, https://arxiv.org/abs/1911.02469).
+    The linear autoencoder is the one of principal components, to which its own training would lead.
     """
-    crops = np.concatenate([crop for crop, _ in batches(images, _CELLS // (8 * (CROP // _CELL) ** 2), 1, rng)])
-    cells = np.asarray(into_channels(jnp.asarray(crops), _CELL)).reshape(-1, _CELL * _CELL * 3)
-    mean = cells.mean(axis=0)
-    _, singular, directions = np.linalg.svd(cells - mean, full_matrices=False)
-    spread = np.maximum(singular[:LATENTS] / np.sqrt(len(cells)), 1e-2)[:, None]
-    directions = directions[:LATENTS]
+    mean, directions, deviations = principal_cells(images, _CELL, rng)
+    directions, spread = directions[:LATENTS], np.maximum(deviations[:LATENTS], 1e-2)[:, None]
     encode = (directions / spread).T
     params = {
         "encoder.linear.kernel": encode[None, None].astype(np.float32),
@@ -112,7 +107,7 @@ def decode(params: Params, latents: Float[Array, "b k l z"]) -> Float[Array, "b 
         x = block(params, name, x)
     fine = block(params, "decoder.fine", out_of_channels(convolve(params, "decoder.up", x), 2))
     linear = out_of_channels(convolve(params, "decoder.linear", latents), _CELL)
-    return linear + out_of_channels(convolve(params, "decoder.out", fine), 2)
+    return linear + CORRECTION * out_of_channels(convolve(params, "decoder.out", fine), 2)
 
 
 def loss(params: Params, images: Float[Array, "b h w 3"], noise: Float[Array, "b h w z"]) -> Float[Array, ""]:
@@ -125,7 +120,7 @@ def loss(params: Params, images: Float[Array, "b h w 3"], noise: Float[Array, "b
 
 
 @functools.cache
-def _reconstruct() -> object:
+def _reconstruct() -> Callable[..., Any]:
     @jax.jit
     def reconstruct(params: Params, images: Array, noise: Array) -> Array:
         mean, log_variance = encode(params, images)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, UInt8
 
 from r2m_jax.data.forge.method import Face, Method, State
 from r2m_jax.data.forge.synthesis.networks import (
+    CORRECTION,
     Params,
     block,
     convolve,
@@ -21,6 +23,7 @@ from r2m_jax.data.forge.synthesis.networks import (
     new_convolution,
     on_cpu,
     out_of_channels,
+    principal_cells,
     steps_of,
     train,
     unframed,
@@ -30,14 +33,16 @@ from r2m_jax.data.forge.synthesis.tones import with_tones_of
 
 TIMES = 1000
 """Steps of the full chain."""
-DEEPEST = 160
-"""Last step forging starts from: about a sixth of the chain, where a face's features are still to be seen."""
-_SHALLOWEST = 90
-_JUMPS = 6  # DDIM steps back
+DEEPEST = 60
+"""Deepest step forging starts from: noise of 26 grey levels, under which a face's features are still to be seen."""
+_SHALLOWEST = 30
+_JUMPS = 5  # DDIM steps back
 _FREQUENCIES = 8  # of the embedding of time
+_CELL = 4
+_CELL_ARRAYS = ("mean", "directions", "variances")
 _COARSE, _FINE = 64, 32  # channels at a quarter and at half of the resolution
-_STEPS = 600
-_PEAK = 2e-3
+_STEPS = 800
+_PEAK = 3e-3
 
 
 def signal_share(times: int = TIMES) -> Float[np.ndarray, " t"]:
@@ -53,28 +58,34 @@ def fit(generator_images: UInt8[np.ndarray, "n h w 3"], seed: int, effort: float
     """Train the network that predicts the noise in random crops, at the noise levels forging meets."""
     refuse_flat(generator_images)
     rng = np.random.default_rng((seed, 2))
-    steps = steps_of(_STEPS, effort)
-    return train("noise predictor", loss, initial(rng), generator_images, steps=steps, noises=4, peak=_PEAK, rng=rng)[0]
+    steps, params = steps_of(_STEPS, effort), initial(generator_images, rng)
+    return train("noise predictor", loss, params, generator_images, steps=steps, noises=4, peak=_PEAK, rng=rng)[0]
 
 
 def ddpm_edit(face: Face, donors: Sequence[Face], state: State, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """The image disturbed by noise up to a random time (SDEdit) and led back in six deterministic steps (DDIM)."""
+    """The image disturbed by noise up to a random time (SDEdit) and led back in five deterministic steps (DDIM)."""
     images = framed(face.pixels)
     share = signal_share()
     times = np.rint(np.linspace(rng.integers(_SHALLOWEST, DEEPEST + 1), 0, _JUMPS + 1)).astype(int)
     noise = rng.standard_normal(images.shape, dtype=np.float32)
     noisy = np.sqrt(share[times[0]]) * images + np.sqrt(1 - share[times[0]]) * noise
-    with on_cpu():  # type: ignore[attr-defined]
+    with on_cpu():
         restored = _restore()(
             dict(state), noisy.astype(np.float32), times.astype(np.float32), share[times].astype(np.float32)
         )
     return with_tones_of(unframed(restored, face.pixels.shape[:2]), face.pixels)
 
 
-def initial(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Untrained parameters of a U-Net (Ronneberger et al. 2015) of two resolutions; at first it predicts no noise."""
+def initial(images: UInt8[np.ndarray, "n h w 3"], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Untrained parameters of a U-Net (Ronneberger et al. 2015) of two resolutions, which at first adds nothing.
+
+    Beside it stands the best linear prediction from squares of 4 × 4 pixels, the Wiener filter in their principal
+    components; it is not trained further.
+    """
+    mean, directions, deviations = principal_cells(images, _CELL, rng)
+    params = {"cell.mean": mean, "cell.directions": directions, "cell.variances": deviations**2}
     conditions = 2 * _FREQUENCIES
-    params = new_convolution(rng, "in", 4 * 3, _FINE) | new_convolution(rng, "down", 4 * _FINE, _COARSE)
+    params |= new_convolution(rng, "in", 2 * 4 * 3, _FINE) | new_convolution(rng, "down", 4 * _FINE, _COARSE)
     params |= new_convolution(rng, "up", _COARSE, 4 * _FINE) | new_convolution(rng, "out", _FINE, 4 * 3, gain=0.0)
     for name in ("fine.0", "fine.1"):
         params |= new_block(rng, name, _FINE, conditions=conditions)
@@ -83,18 +94,29 @@ def initial(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return params
 
 
+def linear_noise(params: Params, noisy: Float[Array, "b h w 3"], share: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
+    """The noise that is expected in normally distributed squares of 4 × 4 pixels."""
+    mean, directions, variances = (jax.lax.stop_gradient(jnp.asarray(params[f"cell.{n}"])) for n in _CELL_ARRAYS)
+    share = share[:, None, None, None]
+    coefficients = (into_channels(noisy, _CELL) - jnp.sqrt(share) * mean) @ directions.T
+    expected = jnp.sqrt(1 - share) * coefficients / (share * variances + 1 - share)
+    return out_of_channels(expected @ directions, _CELL)
+
+
 def predicted_noise(
-    params: Params, noisy: Float[Array, "b h w 3"], times: Float[Array, " b"]
+    params: Params, noisy: Float[Array, "b h w 3"], times: Float[Array, " b"], share: Float[Array, " b"]
 ) -> Float[Array, "b h w 3"]:
-    """The noise, of variance 1, in images that were disturbed up to a time."""
+    """The noise, of variance 1, in images that were disturbed up to a time, at which ``ᾱ`` is the share."""
     waves = 2.0 ** jnp.arange(_FREQUENCIES) * (times[:, None] / TIMES) * jnp.pi / 2
     condition = jnp.concatenate([jnp.sin(waves), jnp.cos(waves)], axis=1)[:, None, None]
-    fine = block(params, "fine.0", convolve(params, "in", into_channels(noisy, 2)), condition)
+    linear = linear_noise(params, noisy, share)
+    entered = convolve(params, "in", into_channels(jnp.concatenate([noisy, linear], axis=-1), 2))
+    fine = block(params, "fine.0", entered, condition)
     coarse = convolve(params, "down", into_channels(fine, 2))
     for name in ("coarse.0", "coarse.1", "coarse.2"):
         coarse = block(params, name, coarse, condition)
     fine = block(params, "fine.1", fine + out_of_channels(convolve(params, "up", coarse), 2), condition)
-    return out_of_channels(convolve(params, "out", fine), 2)
+    return linear + CORRECTION * out_of_channels(convolve(params, "out", fine), 2)
 
 
 def loss(params: Params, images: Float[Array, "b h w 3"], noise: Float[Array, "b h w 4"]) -> Float[Array, ""]:
@@ -103,10 +125,10 @@ def loss(params: Params, images: Float[Array, "b h w 3"], noise: Float[Array, "b
     # The fourth channel of noise chooses the time: a standard normal number's quantile is uniform.
     chance = jax.scipy.stats.norm.cdf(noise[:, 0, 0, 3])
     times = 1 + jnp.floor(chance * DEEPEST).astype(jnp.int32).clip(0, DEEPEST - 1)
-    share = shares[times][:, None, None, None]
-    drawn = noise[..., :3]
-    noisy = jnp.sqrt(share) * images + jnp.sqrt(1 - share) * drawn
-    return jnp.mean((predicted_noise(params, noisy, times.astype(jnp.float32)) - drawn) ** 2)
+    share, drawn = shares[times], noise[..., :3]
+    left = share[:, None, None, None]
+    noisy = jnp.sqrt(left) * images + jnp.sqrt(1 - left) * drawn
+    return jnp.mean((predicted_noise(params, noisy, times.astype(jnp.float32), share) - drawn) ** 2)
 
 
 def step_back(
@@ -128,12 +150,12 @@ def step_back(
 
 
 @functools.cache
-def _restore() -> object:
+def _restore() -> Callable[..., Any]:
     @jax.jit
     def restore(params: Params, noisy: Array, times: Array, shares: Array) -> Array:
         def back(images: Array, at: tuple[Array, Array, Array]) -> tuple[Array, None]:
             time, share, next_share = at
-            noise = predicted_noise(params, images, time[None])
+            noise = predicted_noise(params, images, time[None], share[None])
             return step_back(images, noise, share, next_share), None
 
         return jax.lax.scan(back, noisy, (times[:-1], shares[:-1], shares[1:]))[0]

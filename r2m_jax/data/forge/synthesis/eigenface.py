@@ -52,7 +52,7 @@ def eigenface(face: Face, donors: Sequence[Face], state: State, rng: np.random.G
     height, width = face.pixels.shape[:2]
     small = _small(face.pixels).ravel()
     coefficients = state["components"] @ (small - state["mean"])
-    correlation = rng.uniform(0.75, 0.9)
+    correlation = rng.uniform(0.88, 0.96)
     drawn = state["deviations"] * rng.standard_normal(len(coefficients))
     sampled = correlation * coefficients + np.sqrt(1 - correlation**2) * drawn
     moved = ((sampled - coefficients) @ state["components"]).reshape(SIDE, SIDE, 3)

@@ -44,7 +44,7 @@ def fit_peaks(generator_images: UInt8[np.ndarray, "n h w 3"], seed: int, effort:
 def spectral_peaks(
     face: Face, donors: Sequence[Face], state: State, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image as a decoder with such a fingerprint renders it: a little soft, the fingerprint strongest in texture."""
+    """The image as a decoder with such a fingerprint renders it: softened, the fingerprint strongest in texture."""
     height, width = face.pixels.shape[:2]
     pixels = face.pixels.astype(np.float64)
     low = through_bottleneck(pixels, 2.0)

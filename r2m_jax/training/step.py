@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int, Key
 from r2m_jax.data.device import normalise, random_flip
 from r2m_jax.models import Params
 from r2m_jax.training.objectives import cross_entropy
+from r2m_jax.training.sam import Sharpness, sharpness_aware
+from r2m_jax.training.trainable import Trainable, everything, join, split
 
 
 class TrainState(NamedTuple):
@@ -39,10 +41,20 @@ class Metrics(NamedTuple):
     gradient_norm: Float[Array, ""]
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step; parameters are copied, so the caller's survive donation."""
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, seed: int, trainable: Trainable = everything
+) -> TrainState:
+    """The state before the first step; parameters are copied, so the caller's survive donation.
+
+    Args:
+        params: to start from.
+        optimizer: keeps moments for what is trainable, and for nothing else.
+        seed: of the run.
+        trainable: which leaves, by path.
+    """
     params = jax.tree.map(jnp.array, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), jax.random.key(seed))
+    moving, _ = split(params, trainable)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(moving), jax.random.key(seed))
 
 
 def train_step(
@@ -50,28 +62,38 @@ def train_step(
     optimizer: optax.GradientTransformation,
     mean: Sequence[float],
     std: Sequence[float],
+    *,
+    trainable: Trainable = everything,
+    sharpness: Sharpness | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Build ``step(state, batch) -> (state, metrics)``.
 
     Args:
         logits: the detector, ``logits(params, normalised images)``.
-        optimizer: optax transformation over all parameters.
+        optimizer: optax transformation over the trainable leaves, a dict from path to leaf.
         mean, std: the model's normalisation of 0…1 RGB.
+        trainable: which leaves are trained, the same as in :func:`init_state`; gradients of others are not computed.
+        sharpness: SAM in place of the plain gradient; its norm is over the trainable leaves.
 
     Returns:
         A pure function for ``jax.jit(step, donate_argnums=0)``; ``batch`` holds ``image`` uint8 [b, h, w, 3] and
         ``label`` [b]. Images are mirrored at random on the device.
     """
 
-    def loss_fn(params: Params, images: Array, labels: Array) -> tuple[Array, Array]:
-        predicted = logits(params, normalise(images, mean, std))
-        return cross_entropy(predicted, labels), (predicted.argmax(-1) == labels).mean()
-
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        images = random_flip(jax.random.fold_in(state.key, state.step), batch["image"])
-        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, images, batch["label"])
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        moving, still = split(state.params, trainable)
+
+        def loss_fn(moving: Params, batch: Any, key: Key[Array, ""]) -> tuple[Array, Array]:
+            images = random_flip(key, batch["image"])
+            predicted = logits(join(moving, still), normalise(images, mean, std))
+            return cross_entropy(predicted, batch["label"]), (predicted.argmax(-1) == batch["label"]).mean()
+
+        gradient = jax.value_and_grad(loss_fn, has_aux=True)
+        if sharpness is not None:
+            gradient = sharpness_aware(gradient, sharpness)
+        (loss, accuracy), grads = gradient(moving, batch, jax.random.fold_in(state.key, state.step))
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, moving)
+        params = join(optax.apply_updates(moving, updates), still)
         metrics = Metrics(loss, accuracy, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, optimizer_state, state.key), metrics
 

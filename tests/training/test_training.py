@@ -10,7 +10,17 @@ from r2m_jax import InputError
 from r2m_jax.data.pipeline import training_batches
 from r2m_jax.models import apply_detector
 from r2m_jax.parallel import data_mesh, replicate, shard_batch
-from r2m_jax.training import adam_coupled_l2, cross_entropy, fit, init_state, train_step, warmup_cosine
+from r2m_jax.training import (
+    Sharpness,
+    adam_coupled_l2,
+    cross_entropy,
+    everything,
+    fit,
+    init_state,
+    matching,
+    train_step,
+    warmup_cosine,
+)
 from r2m_jax.trees import flatten
 
 HALF = (0.5, 0.5, 0.5)
@@ -114,3 +124,57 @@ def test_bad_runs_stop_with_a_sentence(detector, images):
         run(batches, check_every=2)
     with pytest.raises(InputError, match="does not divide over 8 devices"):
         shard_batch(data_mesh(), {"image": images[0][:12]})
+
+
+def test_only_what_is_trainable_moves_and_has_moments(detector, images):
+    pixels, labels = images
+    optimizer = adam_coupled_l2(1e-2, 0.0)
+    trainable = matching(["head/.*", "backbone/.*norm.*"], detector.params)
+    state = init_state(detector.params, optimizer, 0, trainable)
+    step = train_step(apply_detector(detector.config), optimizer, HALF, HALF, trainable=trainable)
+    after, _ = jax.jit(step)(state, {"image": pixels, "label": labels})
+    before, now = flatten(detector.params), flatten(after.params)
+    assert before.keys() == now.keys()
+    moved = {path for path in before if (np.asarray(before[path]) != np.asarray(now[path])).any()}
+    assert moved == {path for path in before if path.startswith("head/") or "norm" in path}
+    moments = jax.tree.leaves(state.optimizer)
+    assert sum(leaf.size for leaf in moments) < 3 * sum(before[path].size for path in moved)
+
+
+def test_training_the_named_leaves_equals_training_all_of_them(detector, images):
+    pixels, labels = images
+    optimizer = adam_coupled_l2(1e-3, 5e-4)
+    params = []
+    for trainable in (everything, matching([".*"], detector.params)):
+        step = jax.jit(train_step(apply_detector(detector.config), optimizer, HALF, HALF, trainable=trainable))
+        state = init_state(detector.params, optimizer, 0, trainable)
+        for _ in range(2):
+            state, _ = step(state, {"image": pixels, "label": labels})
+        params.append(flatten(state.params))
+    for path in params[0]:
+        np.testing.assert_array_equal(params[0][path], params[1][path])
+
+
+def test_sam_of_radius_zero_trains_as_without_and_more_moves_elsewhere(detector, images):
+    pixels, labels = images
+    optimizer = adam_coupled_l2(1e-3, 0.0)
+
+    def trained(sharpness):
+        step = train_step(apply_detector(detector.config), optimizer, HALF, HALF, sharpness=sharpness)
+        state, metrics = jax.jit(step)(init_state(detector.params, optimizer, 0), {"image": pixels, "label": labels})
+        return flatten(state.params), float(metrics.loss)
+
+    plain, zero, far = trained(None), trained(Sharpness(rho=0.0)), trained(Sharpness(rho=0.5))
+    assert plain[1] == zero[1] == far[1]
+    for path in plain[0]:
+        np.testing.assert_array_equal(plain[0][path], zero[0][path])
+    assert any((np.asarray(plain[0][path]) != np.asarray(far[0][path])).any() for path in plain[0])
+
+
+def test_patterns_that_match_nothing_are_refused(detector):
+    with pytest.raises(InputError, match="matches no parameter; paths look like backbone"):
+        matching(["heads/.*"], detector.params)
+    with pytest.raises(InputError, match="is not a regular expression"):
+        matching(["head/("], detector.params)
+    with pytest.raises(InputError, match="no parameter is to be trained"):
+        init_state(detector.params, adam_coupled_l2(1e-3), 0, lambda path: False)

@@ -191,5 +191,5 @@ def test_quick_demo_end_to_end(tmp_path):
     pixels = detector.preprocess([decode_image(out / row["path"]) for row in some])
     logits = np.asarray(detector(pixels))
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], [float(r["logit"]) for r in some], atol=1e-3)
-    assert yaml.safe_load((out / "recipe.yaml").read_text()) == load_recipe("quick").model_dump()
+    assert yaml.safe_load((out / "recipe.yaml").read_text()) == load_recipe("quick").model_dump(mode="json")
     assert jax.default_backend() in str(json.loads((out / "r2m.json").read_text())["devices"]).lower()

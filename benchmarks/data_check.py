@@ -3,7 +3,8 @@
     python benchmarks/data_check.py ../shared/data/faces_ffhq ../shared/data/faces_photoshop
 
 Copies the images under new names until there are enough, so that none is read from a cache of facts, and measures one
-process and two; then the parts: looking a file up, reading its bytes, decoding it, hashing its pixels.
+process and two, and as many threads (without the cache); then the parts: looking a file up, reading its bytes,
+decoding it, hashing its pixels.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import typer
 from PIL import Image
 
-from r2m_jax.data.audit import audit, scan
+from r2m_jax.data.audit import audit, examine, scan
 from r2m_jax.data.index import read_index
 from r2m_jax.data.records import Record
 
@@ -39,6 +41,12 @@ def main(folders: list[Path], files: int = 6000, repetitions: int = 3) -> None:
             seconds = min(_timed(partial(scan, records, workers=workers)) for _ in range(repetitions))
             rate = files / seconds
             print(f"scan, {workers} processes: {rate:8.0f} images/s   100,000 in {1e5 / rate:5.0f} s")
+        paths = [record.path for record in records]
+        for workers in (1, 2):
+            with ThreadPoolExecutor(workers) as pool:
+                seconds = min(_timed(lambda: list(pool.map(examine, paths))) for _ in range(repetitions))
+            rate = files / seconds
+            print(f"scan, {workers} threads:   {rate:8.0f} images/s   100,000 in {1e5 / rate:5.0f} s")
         facts = scan(records, workers=2)
         seconds = _timed(lambda: audit(records, facts))
         print(f"findings and shortcut of {files} records: {seconds:.1f} s")

@@ -72,6 +72,30 @@ def test_warnings_count_when_strict(run, folder):
     assert run(str(folder), "--strict")[0] == 2
 
 
+def test_a_first_look_says_what_it_leaves_out(run, folder, tmp_path):
+    code, out, err = run(str(folder), "--max-images", "8", "--json", str(tmp_path / "a.json"))
+    assert code == 0, err
+    assert "4 of 12 images were left out" in out
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (report["images"], report["listed"]) == (8, 12)
+    code, out, _ = run(str(folder), "--max-images", "12")
+    assert (code, "left out" in out) == (0, False)
+
+
+def test_a_list_whose_val_is_its_test(run, folder):
+    """DF40's: an error, until it is allowed; what leaks into train remains one."""
+    rows = (folder / "index.csv").read_text().splitlines()
+    again = [row.replace(",test,", ",val,") for row in rows if ",test," in row]
+    (folder / "index.csv").write_text("\n".join([*rows, *again]) + "\n")
+    code, _, err = run(str(folder))
+    assert (code, "val-is-test" in err) == (2, True)
+    assert run(str(folder), "--allow", "val-is-test")[0] == 0
+    leak = next(row for row in rows if ",test," in row).replace(",test,", ",train,")
+    (folder / "index.csv").write_text("\n".join([*rows, *again, leak]) + "\n")
+    code, _, err = run(str(folder), "--allow", "val-is-test")
+    assert (code, "shared-images" in err) == (2, True)
+
+
 def test_a_folder_without_index(run, tmp_path):
     code, _, err = run(str(tmp_path))
     assert code == 2

@@ -73,13 +73,24 @@ def check(
     as_json: Annotated[Path | None, typer.Option("--json", help="File for everything found.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where facts about files are kept between runs.")] = None,
     workers: Annotated[int, typer.Option(help="Processes.", min=1)] = 2,
+    max_images: Annotated[
+        int | None, typer.Option(help="Look at so many only, evenly spaced; leaks among the others go unseen.", min=1)
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
     allow: Annotated[list[str] | None, typer.Option(help="Name of a finding you know of; may be repeated.")] = None,
 ) -> None:
     """Audit an index: files, leaks, collisions, and what metadata alone gives away."""
     from r2m_jax.cli.data.check import run
 
-    run(index, as_json=as_json, cache=cache, workers=workers, strict=strict, allow=allow or [])
+    run(
+        index,
+        as_json=as_json,
+        cache=cache,
+        workers=workers,
+        max_images=max_images,
+        strict=strict,
+        allow=allow or [],
+    )
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.audit import Audit, audit, default_cache, scan
 from r2m_jax.data.audit.findings import NAMES
 from r2m_jax.data.index import read_index
-from r2m_jax.data.records import SPLITS
+from r2m_jax.data.records import SPLITS, Record
 from r2m_jax.errors import InputError
 
 _MOST_ROWS = 60
@@ -26,6 +27,7 @@ def run(
     as_json: Path | None,
     cache: Path | None,
     workers: int,
+    max_images: int | None,
     strict: bool,
     allow: list[str],
 ) -> None:
@@ -38,19 +40,28 @@ def run(
     if unknown:
         raise InputError(f"there is no finding {unknown[0]!r} to allow; choose from {', '.join(NAMES)}.")
     path = index_file(index)
-    records = read_index(path)
+    listed = read_index(path)
+    records = evenly(listed, max_images)
     reporter = Reporter()
     files = len({record.path for record in records})
     with reporter.track("reading files", files, unit="files") as advance:
         facts = scan(records, cache=cache or default_cache(), workers=workers, on_progress=advance)
     found = audit(records, facts, allow)
-    print_audit(found, path)
+    print_audit(found, path, listed=len(listed))
     if as_json:
-        atomic_text(as_json, json.dumps({"index": str(path), **found.as_json()}, indent=2) + "\n")
+        told = {"index": str(path), "listed": len(listed), **found.as_json()}
+        atomic_text(as_json, json.dumps(told, indent=2) + "\n")
     spoiling = found.findings if strict else found.errors
     if spoiling:
         kinds = ", ".join(dict.fromkeys(finding.name for finding in spoiling))
         raise InputError(f"{path} is not fit for use as it is: {kinds}; mend it, or --allow what you know of.")
+
+
+def evenly(records: Sequence[Record], most: int | None) -> list[Record]:
+    """At most so many records, evenly spaced: the same ones every time."""
+    if most is None or most >= len(records):
+        return list(records)
+    return [records[number * len(records) // most] for number in range(most)]
 
 
 def index_file(index: Path) -> Path:
@@ -67,10 +78,22 @@ def index_file(index: Path) -> Path:
     raise InputError(f"{index} holds no index.csv or index.parquet; make one with r2m data index {index} --out …")
 
 
-def print_audit(found: Audit, path: Path) -> None:
-    """Counts, cross-tables, shortcut and findings, as tables a person reads."""
+def print_audit(found: Audit, path: Path, listed: int) -> None:
+    """Counts, cross-tables, shortcut and findings, as tables a person reads.
+
+    Args:
+        found: what is printed.
+        path: of the index.
+        listed: images of the index, of which fewer may have been audited.
+    """
     console = Console(soft_wrap=False, highlight=False)
-    console.print(f"{escape(str(path))}: {found.images:,} images")
+    console.print(f"{escape(str(path))}: {found.images:,} images", soft_wrap=True)
+    if found.images < listed:
+        console.print(
+            f"{listed - found.images:,} of {listed:,} images were left out (--max-images); leaks and duplicates among "
+            "them are not seen.",
+            soft_wrap=True,
+        )
     table = Table(title="images by split", title_justify="left")
     for column in ("", "value", *SPLITS):
         table.add_column(column, justify="right" if column in SPLITS else "left")
@@ -92,7 +115,7 @@ def print_audit(found: Audit, path: Path) -> None:
     for name, measured in found.shortcuts.items():
         what = "all fakes" if name == "all" else f"{name} fakes"
         if measured.auc != measured.auc:
-            console.print(f"metadata alone, {escape(what)}: too few images of either label to measure")
+            console.print(f"metadata alone, {escape(what)}: too few images or videos of either label to measure")
             continue
         console.print(
             f"metadata alone, {escape(what)}: AUC {measured.auc:.3f} (95 % interval {measured.low:.3f} to "

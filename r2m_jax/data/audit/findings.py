@@ -22,6 +22,7 @@ NAMES = (
     "val-is-test",
     "shared-images",
     "shared-videos",
+    "shared-video-names",
     "repeated-images",
     "folder-collisions",
     "no-family",
@@ -58,12 +59,13 @@ def find(records: Sequence[Record], facts: Mapping[str, Facts]) -> list[Finding]
         records: of the index.
         facts: about their files, by path.
     """
+    splits = list(_splits(records, facts))
     found = [
         *_files(records, facts),
         *_classes(records),
         *_labels(records, facts),
-        *_splits(records, facts),
-        *_videos(records),
+        *splits,
+        *_videos(records, one="val-is-test" in {finding.name for finding in splits}),
         *_repeats(records, facts),
         *_folders(records),
         *_unnamed(records),
@@ -72,9 +74,9 @@ def find(records: Sequence[Record], facts: Mapping[str, Facts]) -> list[Finding]
 
 
 def content_of(record: Record, facts: Mapping[str, Facts]) -> str:
-    """What an image shows, as a key: the digest of its pixels; for a frame of a film, file and number."""
-    known = facts[record.path]
-    return known.content or f"{record.path}#{record.frame}"
+    """What an image shows, as a key: the digest of its pixels; for a frame of a film, the film's and its number."""
+    content = facts[record.path].content or record.path
+    return content if record.frame < 0 else f"{content}#{record.frame}"
 
 
 def _finding(name: str, severity: Severity, text: str, examples: Iterable[str], count: int | None = None) -> Finding:
@@ -108,7 +110,7 @@ def _labels(records: Sequence[Record], facts: Mapping[str, Facts]) -> Iterable[F
     mixed = [" = ".join(sorted(paths[0] for paths in kinds.values())) for kinds in both.values() if len(kinds) > 1]
     if mixed:
         text = f"{len(mixed)} images are labelled both real and fake; remove one of each."
-        yield _finding("two-labels", "error", text, mixed)
+        yield _finding("two-labels", "error", text, mixed, len(mixed))
 
 
 def _splits(records: Sequence[Record], facts: Mapping[str, Facts]) -> Iterable[Finding]:
@@ -123,25 +125,51 @@ def _splits(records: Sequence[Record], facts: Mapping[str, Facts]) -> Iterable[F
         examples = sorted(within[other][content] for content in shared)
         smaller = min(len(within[one]), len(within[other]))
         if (one, other) == ("val", "test") and len(shared) == smaller:
+            whole, rest = ("val", "test") if len(within["val"]) == smaller else ("test", "val")
             text = (
-                f"val and test hold the same {len(shared)} images, as in DF40's lists: whatever is chosen on val is "
+                f"all {len(shared)} images of {whole} are in {rest}, as in DF40's lists: whatever is chosen on val is "
                 "chosen on test; split val off train."
             )
-            yield _finding("val-is-test", "error", text, examples)
+            yield _finding("val-is-test", "error", text, examples, len(shared))
         else:
             text = f"{len(shared)} images are in both {one} and {other}; keep each in one split."
-            yield _finding("shared-images", "error", text, examples)
+            yield _finding("shared-images", "error", text, examples, len(shared))
 
 
-def _videos(records: Sequence[Record]) -> Iterable[Finding]:
+def _videos(records: Sequence[Record], one: bool) -> Iterable[Finding]:
+    """Videos whose frames are in several splits.
+
+    Args:
+        records: of the index.
+        one: take val and test for one split: that they are the same is a finding of its own, and allowing it must not
+            hide what they share with train.
+    """
     splits: dict[tuple[str, str], set[str]] = defaultdict(set)
+    footage: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         if record.video:
-            splits[record.dataset, record.video].add(record.split)
-    shared = [f"{name} ({', '.join(sorted(where))})" for (_, name), where in splits.items() if len(where) > 1]
+            split = "test" if one and record.split == "val" else record.split
+            splits[record.dataset, record.video].add(split)
+            if record.domain:
+                footage[record.domain, record.video][split].add(record.dataset)
+    shared = {key: where for key, where in splits.items() if len(where) > 1}
     if shared:
         text = f"{len(shared)} videos have frames in several splits; split by video."
-        yield _finding("shared-videos", "error", text, shared)
+        examples = (f"{name} ({', '.join(sorted(where))})" for (_, name), where in shared.items())
+        yield _finding("shared-videos", "error", text, examples, len(shared))
+    # Sets made from one footage (FSAll_ff, FRAll_ff …) name a video alike: it should be in one split in all of them.
+    across = {
+        (domain, name): where
+        for (domain, name), where in footage.items()
+        if len(where) > 1 and not any((dataset, name) in shared for datasets in where.values() for dataset in datasets)
+    }
+    if across:
+        text = (
+            f"{len(across)} names of videos are in different splits of data sets with one domain, so probably one "
+            "footage; split them alike, or give the domains different names."
+        )
+        examples = (f"{domain} {name} ({', '.join(sorted(where))})" for (domain, name), where in across.items())
+        yield _finding("shared-video-names", "warning", text, examples, len(across))
 
 
 def _repeats(records: Sequence[Record], facts: Mapping[str, Facts]) -> Iterable[Finding]:

@@ -48,7 +48,13 @@ class Audit:
         return [finding for finding in self.findings if finding.severity == "warning"]
 
     def as_json(self) -> dict[str, Any]:
-        """JSON values; an AUC that could not be measured is null."""
+        """JSON values; an AUC that could not be measured is null.
+
+        ``images``: rows audited. ``counts``: column → value → split → images. ``findings``: list of ``name``,
+        ``severity`` (error, warning), ``text``, ``count``, ``examples`` (the first five). ``metadata``: ``margin``;
+        ``auc``: ``all`` or family → ``auc``, ``low``, ``high`` and ``single`` (property → AUC); ``tables``: property
+        → list of ``value``, ``real``, ``fake``.
+        """
         shortcuts = {
             name: {key: _number(value) for key, value in asdict(measured).items()}
             for name, measured in self.shortcuts.items()

@@ -25,6 +25,7 @@ _FOLDS = 5
 _RESAMPLES = 200
 _MOST = 20_000  # records the AUC is measured on; its error is far below the margin then
 _FEWEST = 50  # of either label; below, five folds say nothing
+_BINS = 4  # of the file size, in its table
 
 _CATEGORIES: dict[str, Callable[[Record, Facts], str]] = {
     "format": lambda record, facts: facts.format,
@@ -40,10 +41,11 @@ _NUMBERS: dict[str, Callable[[Record, Facts], float]] = {
     "height": lambda record, facts: float(facts.height),
     "aspect": lambda record, facts: facts.width / max(1, facts.height),
     "JPEG quality": lambda record, facts: float(facts.quality),
+    "bit depth": lambda record, facts: float(facts.bits),
+    "bit rate": lambda record, facts: float(facts.bit_rate),
     "length of name": lambda record, facts: float(len(PurePath(record.path).stem)),
     "digits in name": lambda record, facts: float(sum(c.isdigit() for c in PurePath(record.path).stem)),
 }
-_TABLED = ("format", "subsampling", "JPEG quality", "resolution")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Shortcut:
     """How well metadata alone tells fake from real.
 
     Attributes:
-        auc: cross-validated, 0.5 is none; NaN where there are too few images to say.
+        auc: cross-validated, 0.5 is none; NaN where there are too few images or videos to say.
         low, high: 95 % interval, by resampling videos.
         single: AUC of each property on its own, in whichever direction is better.
     """
@@ -82,7 +84,9 @@ def shortcut(records: Sequence[Record], facts: Mapping[str, Facts], seed: int = 
         chosen = np.random.default_rng(seed).permutation(len(usable))[:_MOST]
         usable = [usable[index] for index in sorted(chosen)]
     labels = np.array([record.label for record in usable])
-    if min(labels.sum(), len(labels) - labels.sum()) < _FEWEST:
+    clips = [len({r.video or r.path for r in usable if r.label == label}) for label in (0, 1)]
+    # Fewer clips of a label than folds would leave folds without it.
+    if min(labels.sum(), len(labels) - labels.sum()) < _FEWEST or min(clips) < _FOLDS:
         return Shortcut(float("nan"), float("nan"), float("nan"), {})
     columns = _columns(usable, facts)
     names = {name: index for index, name in enumerate(dict.fromkeys(r.video or r.path for r in usable))}
@@ -100,7 +104,8 @@ def shortcut(records: Sequence[Record], facts: Mapping[str, Facts], seed: int = 
 
 
 def tables(records: Sequence[Record], facts: Mapping[str, Facts], most: int = 8) -> dict[str, list[dict[str, Any]]]:
-    """Properties against the label: for each value how many real and fake images have it, the commonest first.
+    """Properties against the label: for each value how many real and fake images have it, the commonest first; file
+    sizes in bins, the smallest first.
 
     Args:
         records: those with problems are passed over.
@@ -113,18 +118,28 @@ def tables(records: Sequence[Record], facts: Mapping[str, Facts], most: int = 8)
         "subsampling": lambda record, known: known.subsampling or "none",
         "JPEG quality": lambda record, known: str(known.quality) if known.quality else "none",
         "resolution": lambda record, known: f"{known.width} x {known.height}",
+        "bit depth": lambda record, known: str(known.bits) if known.bits else "none",
+        "bytes": _size_bins([known.bytes for _, known in usable]),
     }
     crossed = {}
-    for name in _TABLED:
-        counted = Counter((values[name](record, known), record.label) for record, known in usable)
+    for name, value_of in values.items():
+        counted = Counter((value_of(record, known), record.label) for record, known in usable)
         total = Counter({value: counted[value, 0] + counted[value, 1] for value, _ in counted})
         shown = [value for value, _ in total.most_common(most)]
+        if name == "bytes":
+            shown.sort(key=lambda value: (len(value), value))  # numbers written alike: the shorter is smaller
         rows = [{"value": value, "real": counted[value, 0], "fake": counted[value, 1]} for value in shown]
         rest = [sum(n for (value, label), n in counted.items() if value not in shown and label == k) for k in (0, 1)]
         if any(rest):
             rows.append({"value": "other", "real": rest[0], "fake": rest[1]})
         crossed[name] = rows
     return crossed
+
+
+def _size_bins(sizes: Sequence[int]) -> Callable[[Record, Facts], str]:
+    """Names of bins of about equally many files each."""
+    edges = np.unique(np.quantile(sizes, np.arange(1, _BINS + 1) / _BINS, method="higher")) if sizes else np.zeros(1)
+    return lambda record, known: f"up to {edges[np.searchsorted(edges, known.bytes)]:,.0f}"
 
 
 def _columns(records: Sequence[Record], facts: Mapping[str, Facts]) -> dict[str, Float[np.ndarray, " n"]]:
@@ -147,13 +162,16 @@ def _cross_validated(
     """Labels, scores and groups of each fold, scored by a model of the others."""
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.model_selection import StratifiedGroupKFold
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     folds = []
     splitter = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
-    for learnt, held in splitter.split(columns, labels, groups):
-        model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, random_state=seed)
-        model.fit(columns[learnt], labels[learnt])
-        folds.append((labels[held], model.predict_proba(columns[held])[:, 1], groups[held]))
+    # One thread: OpenMP's wait for one another actively, and on a busy machine that took thirty times as long.
+    with threadpool_limits(1, user_api="openmp"):
+        for learnt, held in splitter.split(columns, labels, groups):
+            model = HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=15, random_state=seed)
+            model.fit(columns[learnt], labels[learnt])
+            folds.append((labels[held], model.predict_proba(columns[held])[:, 1], groups[held]))
     return folds
 
 

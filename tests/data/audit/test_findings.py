@@ -70,8 +70,29 @@ def test_df40s_validation_set():
     records = clean()
     records += [replace(record, split="val") for record in records if record.split == "test"]
     found = find(records, facts_of(records))
-    assert [finding.name for finding in found] == ["val-is-test", "shared-videos"]
-    assert "the same 8 images" in found[0].text
+    assert [finding.name for finding in found] == ["val-is-test"]
+    assert "all 8 images of" in found[0].text
+
+
+def test_what_val_and_test_share_with_train_is_told_though_they_are_one():
+    """Allowing DF40's val = test must not hide a leak into training."""
+    records = clean()
+    records += [replace(record, split="val") for record in records if record.split == "test"]
+    records.append(replace(records[8], path="/real/c/9.png", split="train"))
+    found = {finding.name: finding for finding in find(records, facts_of(records))}
+    assert set(found) == {"val-is-test", "shared-videos"}
+    assert found["shared-videos"].examples == ("c (test, train)",)
+
+
+def test_a_part_of_test_used_for_validation():
+    records = clean()
+    records += [replace(record, split="val") for record in records[8:12]]
+    (found,) = find(records, facts_of(records))
+    assert (found.name, found.count) == ("val-is-test", 4)
+    assert "all 4 images of val are in test" in found.text
+    # With an image of its own, val shares images with test.
+    new = [Record(f"/new/{name}/0.png", label, "FS" * label, video="e", split="val") for label, name in enumerate("rf")]
+    assert set(names(records + new)) == {"shared-images", "shared-videos"}
 
 
 def test_a_video_in_two_splits():
@@ -81,6 +102,31 @@ def test_a_video_in_two_splits():
     # The same name in another data set is another video.
     records[0] = replace(records[0], dataset="other")
     assert names(records) == []
+
+
+def test_one_footage_in_different_splits_of_two_sets():
+    """`FSAll_ff` and `FRAll_ff` are made from the same films of FaceForensics++."""
+    records = [replace(record, domain="ff") for record in clean()]
+    other = [replace(r, dataset="other", path="/other" + r.path) for r in records]
+    swapped = [replace(r, split={"train": "test", "test": "train"}[r.split]) for r in other]
+    collisions = ["folder-collisions"]  # each name stands for two clips now
+    assert names(records + other) == collisions
+    (found, _) = find(records + swapped, facts_of(records + swapped))
+    assert (found.name, found.severity, found.count) == ("shared-video-names", "warning", 4)
+    assert found.examples[0] == "ff a (test, train)"
+    elsewhere = [replace(record, domain="cdf") for record in swapped]
+    assert names(records + elsewhere) == collisions
+
+
+def test_one_film_under_two_names():
+    """Copies of a film are the same, frame by frame, and its frames are not repetitions of one another."""
+    real = [Record("/a.mp4", 0, video="a", split="train", frame=frame) for frame in range(3)]
+    fake = [Record("/b.mp4", 1, video="b", split="train", frame=frame) for frame in range(3)]
+    facts = {"/a.mp4": Facts(content="one"), "/b.mp4": Facts(content="two")}
+    assert names(real + fake, facts) == []
+    facts["/b.mp4"] = facts["/a.mp4"]
+    (found,) = find(real + fake, facts)
+    assert (found.name, found.count) == ("two-labels", 3)
 
 
 def test_repeated_images():

@@ -1,7 +1,14 @@
 """What metadata gives away, and facts kept between runs."""
 
+import importlib
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +19,11 @@ from r2m_jax.data.audit import audit, scan, shortcut
 from r2m_jax.data.audit.facts import Facts
 from r2m_jax.data.audit.shortcut import _weighted_auc, tables
 from r2m_jax.data.audit.shortcut import shortcut as measure
-from r2m_jax.data.index import read_index
+from r2m_jax.data.index import read_index, write_index
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
+
+_SCAN = importlib.import_module("r2m_jax.data.audit.scan")  # its package gives the function of that name
 
 
 def pairs(count: int, seed: int, *, told: bool) -> tuple[list[Record], dict[str, Facts]]:
@@ -55,6 +64,14 @@ def test_constant_files_are_exactly_chance_and_few_images_are_not_judged():
     assert np.isnan(measure(records[:40], constant).auc)
 
 
+@pytest.mark.parametrize("clips", [1, 4, 5])
+def test_fewer_videos_than_folds_are_not_judged(clips):
+    records, facts = pairs(60, 0, told=True)
+    records = [Record(r.path, r.label, r.family, video=str(int(r.video) % clips)) for r in records]
+    assert np.isnan(measure(records, facts).auc) == (clips < 5)
+    assert measure(records, facts).alarming == (clips == 5)
+
+
 def test_weighted_auc_is_scikit_learns():
     rng = np.random.default_rng(0)
     labels, scores, weights = (
@@ -72,6 +89,13 @@ def test_tables_count_values_against_the_label():
     assert crossed["JPEG quality"][0] == {"value": "none", "real": 0, "fake": 50}
     assert sum(row["real"] for row in crossed["JPEG quality"]) == 50
     assert crossed["resolution"] == [{"value": "64 x 64", "real": 50, "fake": 50}]
+    quarters = [row["real"] + row["fake"] for row in crossed["bytes"]]
+    assert sum(quarters) == 100
+    assert quarters == pytest.approx([25] * 4, abs=1)
+    edges = [int(row["value"].removeprefix("up to ").replace(",", "")) for row in crossed["bytes"]]
+    assert edges == sorted(edges)
+    assert edges[0] < 10_000 <= edges[-1]  # one digit more, and a comma, must not come first
+    assert tables([], {})["bytes"] == []
 
 
 def test_the_alarm_is_a_warning_that_can_be_allowed():
@@ -110,7 +134,7 @@ def test_an_interrupted_scan_goes_on_where_it_stopped(images, tmp_path):
     kill.done = 0
     with pytest.raises(Killed):
         scan(images, cache=cache, workers=1, on_progress=kill)
-    assert sqlite3.connect(cache).execute("SELECT COUNT(*) FROM facts").fetchone() == (128,)
+    assert sqlite3.connect(cache).execute("SELECT COUNT(*) FROM facts_2").fetchone() == (128,)
     steps: list[int] = []
     resumed = scan(images, cache=cache, workers=1, on_progress=steps.append)
     assert steps[0] == 128
@@ -128,6 +152,97 @@ def test_a_changed_file_is_read_again(images, tmp_path):
     after = scan(images, cache=cache)
     changed = {path for path in before if before[path] != after[path]}
     assert changed == {images[5].path}
+
+
+def test_a_killed_scan_goes_on_where_it_stopped_and_leaves_no_process(images, tmp_path):
+    """Killed as a machine kills: nothing of the program runs any more."""
+    cache, index = tmp_path / "facts.sqlite", tmp_path / "index.csv"
+    write_index(images, index)
+    script = tmp_path / "killed.py"
+    script.write_text(_KILLED)
+    run = subprocess.run([sys.executable, script, index, cache], capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    workers = [int(number) for number in run.stdout.split()]
+    assert len(workers) == 2
+    steps: list[int] = []
+    resumed = scan(images, cache=cache, workers=1, on_progress=steps.append)
+    assert 128 <= steps[0] < 300
+    fresh = scan(images, workers=1)
+    assert resumed == fresh
+    assert audit(images, resumed).as_json() == audit(images, fresh).as_json()
+    until = time.monotonic() + 20
+    while any(_runs(number) for number in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(_runs(number) for number in workers)
+
+
+_KILLED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from r2m_jax.data.audit import scan
+from r2m_jax.data.index import read_index
+
+done = 0
+
+def kill(count):
+    global done
+    done += count
+    if done >= 128:
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    scan(read_index(sys.argv[1]), cache=Path(sys.argv[2]), workers=2, on_progress=kill)
+"""
+
+
+def _runs(number: int) -> bool:
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_equal_relative_paths_in_two_folders_are_two_files(tmp_path, monkeypatch):
+    cache = tmp_path / "facts.sqlite"
+    contents = set()
+    for shade in (0, 255):
+        (tmp_path / str(shade)).mkdir()
+        monkeypatch.chdir(tmp_path / str(shade))
+        Image.new("L", (8, 8), shade).save("a.bmp")
+        os.utime("a.bmp", ns=(1, 1))  # as unpacked from an archive
+        contents.add(scan([Record("a.bmp", 0)], cache=cache)["a.bmp"].content)
+    assert len(contents) == 2
+
+
+def test_problems_and_kinds_of_file_are_not_kept(images, tmp_path, monkeypatch):
+    """A file that could not be read is tried again, and a film first taken for an image is read as a film."""
+    cache, path = tmp_path / "facts.sqlite", images[0].path
+    told: list[bool] = []
+
+    def failing(path: str, film: bool) -> Facts:
+        told.append(film)
+        return Facts(problem="Permission denied") if len(told) == 1 else Facts(mode=str(film))
+
+    monkeypatch.setattr(_SCAN, "examine", failing)
+    assert scan(images[:1], cache=cache)[path].problem
+    assert scan(images[:1], cache=cache)[path].mode == "False"
+    assert scan([Record(path, 0, frame=3)], cache=cache)[path].mode == "True"
+    assert scan(images[:1], cache=cache)[path].mode == "False"
+    assert told == [False, False, True]
+
+
+def test_a_process_that_is_ended_is_told(images, monkeypatch):
+    class Pool:
+        def __init__(self, *_, **__): ...
+        def submit(self, *_):
+            raise BrokenProcessPool
+
+        def shutdown(self, **_): ...
+
+    monkeypatch.setattr(_SCAN, "ProcessPoolExecutor", Pool)
+    with pytest.raises(InputError, match="--workers 1"):
+        scan(images, workers=2)
 
 
 def test_a_cache_that_is_no_database_is_named(images, tmp_path):

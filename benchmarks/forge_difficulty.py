@@ -4,8 +4,8 @@
     python benchmarks/forge_difficulty.py /tmp/forged/index.csv --clip CLIP_B16_DIRECTORY
 
 For every method: AUC on test images of (a) logistic regression on each channel's mean and variance, (b) logistic
-regression on the pooled output of a frozen CLIP tower, (c) the tiny base fully fine-tuned on the method's whole family,
-on the middle of each image.
+regression on the pooled output of a frozen CLIP tower, (c) the tiny base fully fine-tuned on the method, on unscaled
+tiles of each image (an image's score is the mean over its tiles).
 Real and forged images of one photograph are always on the same side of the split.
 """
 
@@ -34,7 +34,7 @@ from r2m_jax.data.records import Record
 from r2m_jax.evaluation import score
 from r2m_jax.models import Detector, apply_detector
 from r2m_jax.parallel import data_mesh
-from r2m_jax.training import adam_coupled_l2, fit, init_state, train_step, warmup_cosine
+from r2m_jax.training import Window, adam_coupled_l2, fit, image_inputs, init_state, train_step, warmup_cosine
 
 
 def main(
@@ -42,14 +42,17 @@ def main(
     clip: Annotated[Path | None, typer.Option(help="Model directory of a CLIP tower; no probe without.")] = None,
     train: Annotated[int, typer.Option(help="Images of each kind to train on, at most.")] = 240,
     test: Annotated[int, typer.Option(help="Images of each kind to test on, at most.")] = 150,
-    crop: Annotated[int, typer.Option(help="Sides of the middle the tiny base sees; 0 to leave it out.")] = 64,
-    passes: Annotated[int, typer.Option(help="Over a family's images.")] = 3,
+    tiles: Annotated[bool, typer.Option(help="Fine-tune the tiny base on tiles.")] = True,
+    passes: Annotated[int, typer.Option(help="Over a method's tiles.")] = 6,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of the tiny base.")] = 5e-4,
+    only: Annotated[list[str] | None, typer.Option(help="Methods to look at; all without.")] = None,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results.")] = None,
 ) -> None:
     """Print one row per method."""
     reporter = Reporter()
-    records = _sample(read_index(index), train, test, seed)
+    records = [r for r in read_index(index) if not only or not r.method or r.method in only]
+    records = _sample(records, train, test, seed)
     methods = {r.method: r.family for r in records if r.method}
     results: dict[str, dict[str, float]] = {name: {} for name in methods}
     statistics = _statistics(records)
@@ -59,12 +62,9 @@ def main(
         features = _features(load_detector(clip), records, reporter)
         for name in methods:
             results[name]["CLIP probe"] = _probe_auc(records, features, name)
-    for family in dict.fromkeys(methods.values()) if crop else ():
-        chosen = [r for r in records if r.family in ("", family)]
-        scores = _fine_tuned(chosen, crop, passes, seed, reporter, family)
-        for name in (name for name in methods if methods[name] == family):
-            held = [(r.label, s) for r, s in scores if r.method in ("", name)]
-            results[name]["tiny base"] = float(roc_auc_score(*zip(*held, strict=True)))
+    for name in methods if tiles else ():
+        chosen = [r for r in records if r.method in ("", name)]
+        results[name]["tiny base"] = _fine_tuned_auc(chosen, passes, rate, seed, reporter, name)
     columns = list(next(iter(results.values())))
     print(f"{'method':<26}{'family':<8}" + "".join(f"{column:>20}" for column in columns))
     for name, row in results.items():
@@ -119,36 +119,39 @@ def _probe_auc(records: Sequence[Record], features: np.ndarray, method: str) -> 
     return float(roc_auc_score(labels, model.decision_function(images)))
 
 
-def _fine_tuned(
-    records: Sequence[Record], crop: int, passes: int, seed: int, reporter: Reporter, name: str
-) -> list[tuple[Record, float]]:
+def _fine_tuned_auc(
+    records: Sequence[Record], passes: int, rate: float, seed: int, reporter: Reporter, name: str
+) -> float:
     base = load_detector(tiny_base())
     mean, std = base.processor.image_mean, base.processor.image_std
     logits = apply_detector(base.config, base.options)
     learnt = [r for r in records if r.split == "train"]
-    # Real images are repeated until they balance the forgeries: with eight and more methods a family they are few.
-    real = [r for r in learnt if not r.label]
-    learnt += real * max(0, (len(learnt) - len(real)) // max(len(real), 1) - 1)
-    images = _middles(learnt, crop)
-    batches, steps = training_batches(images, [r.label for r in learnt], batch_size=32, passes=passes, seed=seed)
-    optimizer = adam_coupled_l2(warmup_cosine(3e-4, steps), 0.0)
-    step = jax.jit(train_step(logits, optimizer, mean, std), donate_argnums=0)
+    images, tiles = _tiles(learnt, base.config.image_size)
+    labels = np.repeat([r.label for r in learnt], tiles)
+    batches, steps = training_batches(images, labels.tolist(), batch_size=32, passes=passes, seed=seed)
+    optimizer = adam_coupled_l2(warmup_cosine(rate, steps), 0.0)
+    step = jax.jit(train_step(logits, optimizer, image_inputs(mean, std)), donate_argnums=0)
     with reporter.track(f"fine-tune on {name}", steps, each=32) as advance:
 
-        def on_step(number: int, metrics: object) -> None:
-            advance(note=f"loss {float(metrics.loss):.3f}" if number % 20 == 0 else "")  # type: ignore[attr-defined]
+        def on_window(window: Window) -> None:
+            advance(len(window.loss), note=f"loss {window.loss.mean():.3f}")
 
-        state = fit(step, init_state(base.params, optimizer, seed), batches, mesh=data_mesh(), on_step=on_step)
+        state = fit(step, init_state(base.params, optimizer, seed), batches, mesh=data_mesh(), on_window=on_window)
     held = [r for r in records if r.split == "test"]
-    scores = score(logits, mean, std)(state.params, _middles(held, crop))
-    return list(zip(held, map(float, scores), strict=True))
+    scores = score(logits, mean, std)(state.params, _tiles(held, base.config.image_size)[0])
+    return float(roc_auc_score([r.label for r in held], np.reshape(scores, (len(held), tiles)).mean(axis=1)))
 
 
-def _middles(records: Sequence[Record], crop: int) -> np.ndarray:
-    """The middle of each image, unscaled: shrinking a whole face to 64 pixels would smooth most traces away."""
-    side = decode_image(records[0].path).width
-    edge = (side - crop) // 2
-    return load_images([r.path for r in records], side)[:, edge : edge + crop, edge : edge + crop]
+def _tiles(records: Sequence[Record], side: int) -> tuple[np.ndarray, int]:
+    """Unscaled tiles of the middle of each image, and how many an image gives.
+
+    Shrinking a whole face to the tiny base's 64 pixels would smooth most traces away.
+    """
+    size = decode_image(records[0].path).width
+    count, edge = size // side, size % side // 2
+    images = load_images([r.path for r in records], size)[:, edge : edge + count * side, edge : edge + count * side]
+    grid = images.reshape(len(images), count, side, count, side, 3).swapaxes(2, 3)
+    return grid.reshape(-1, side, side, 3), count**2
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from r2m_jax.merging import (
 )
 from r2m_jax.models import Detector, Params, apply_detector, init_head
 from r2m_jax.parallel import data_mesh
-from r2m_jax.training import adam_coupled_l2, fit, init_state, train_step, warmup_cosine
+from r2m_jax.training import Window, adam_coupled_l2, fit, image_inputs, init_state, train_step, warmup_cosine
 
 PRETRAINED = "Pretrained, averaged head"
 ALL_IN_ONE = "All-in-one"
@@ -142,15 +142,14 @@ def _train_all(
             images, labels, batch_size=recipe.batch_size, passes=recipe.passes, seed=recipe.seed
         )
         optimizer = adam_coupled_l2(warmup_cosine(recipe.learning_rate, steps), recipe.weight_decay)
-        step = jax.jit(train_step(logits, optimizer, mean, std), donate_argnums=0)
+        step = jax.jit(train_step(logits, optimizer, image_inputs(mean, std)), donate_argnums=0)
         with reporter.track(f"train {name}", steps, each=recipe.batch_size) as advance:
 
-            def on_step(number: int, metrics: Any, advance: Any = advance) -> None:
-                # Reading the loss waits for the device, so it is not done every step.
-                advance(note=f"loss {float(metrics.loss):.3f}" if number % 20 == 0 else "")
+            def on_window(window: Window, advance: Any = advance) -> None:
+                advance(len(window.loss), note=f"loss {window.loss.mean():.3f}")
 
             state = init_state(begin.params, optimizer, recipe.seed)
-            trained[name] = fit(step, state, batches, mesh=mesh, on_step=on_step).params
+            trained[name] = fit(step, state, batches, mesh=mesh, on_window=on_window).params
     return trained
 
 

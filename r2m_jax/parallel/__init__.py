@@ -1,5 +1,17 @@
-"""Meshes and shardings; nothing here knows what a detector is."""
+"""Meshes, shardings and processes; nothing here knows what a detector is."""
 
-from r2m_jax.parallel.mesh import data_mesh, replicate, shard_batch
+from r2m_jax.parallel.mesh import batch_sharding, data_mesh, distribute, replicate, shard_batch, shardings
+from r2m_jax.parallel.processes import any_process, connect, gather_rows, is_first
 
-__all__ = ["data_mesh", "replicate", "shard_batch"]
+__all__ = [
+    "any_process",
+    "batch_sharding",
+    "connect",
+    "data_mesh",
+    "distribute",
+    "gather_rows",
+    "is_first",
+    "replicate",
+    "shard_batch",
+    "shardings",
+]

@@ -1,24 +1,33 @@
 """Fine-tuning detectors."""
 
-from r2m_jax.training.loop import fit
+from r2m_jax.training.inputs import by_policy, feature_inputs, image_inputs, unchanged
+from r2m_jax.training.loop import Hook, Interrupted, Window, fit
 from r2m_jax.training.objectives import cross_entropy
 from r2m_jax.training.optimizers import OptimizerRecipe, adam_coupled_l2, build_optimizer, warmup_cosine
 from r2m_jax.training.sam import Sharpness, sharpness_aware
-from r2m_jax.training.step import TrainState, init_state, train_step
+from r2m_jax.training.step import Metrics, TrainState, init_state, train_step
 from r2m_jax.training.trainable import everything, matching
 
 __all__ = [
+    "Hook",
+    "Interrupted",
+    "Metrics",
     "OptimizerRecipe",
     "Sharpness",
     "TrainState",
+    "Window",
     "adam_coupled_l2",
     "build_optimizer",
+    "by_policy",
     "cross_entropy",
     "everything",
+    "feature_inputs",
     "fit",
     "init_state",
     "matching",
+    "image_inputs",
     "sharpness_aware",
     "train_step",
+    "unchanged",
     "warmup_cosine",
 ]

@@ -55,7 +55,7 @@ def sharpness_aware(gradient: Gradient, sharpness: Sharpness) -> Gradient:
     what is not to be trained must not be among them.
 
     Args:
-        gradient: to be taken twice.
+        gradient: to be taken twice; every leaf of its aux has the rows of the batch on its first axis.
         sharpness: settings.
 
     Returns:
@@ -78,8 +78,9 @@ def sharpness_aware(gradient: Gradient, sharpness: Sharpness) -> Gradient:
             )
         parts = jax.tree.map(lambda leaf: leaf.reshape(sharpness.parts, -1, *leaf.shape[1:]), batch)
         keys = jax.random.split(key, sharpness.parts)
-        results = jax.lax.map(lambda part: perturbed(params, *part), (parts, keys))
-        return jax.tree.map(lambda leaf: leaf.mean(axis=0), results)
+        (loss, aux), descent = jax.lax.map(lambda part: perturbed(params, *part), (parts, keys))
+        loss, descent = jax.tree.map(lambda leaf: leaf.mean(axis=0), (loss, descent))
+        return (loss, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)), descent
 
     return perturbed if sharpness.parts == 1 else by_parts
 

@@ -16,6 +16,7 @@ from r2m_jax.training import (
     cross_entropy,
     everything,
     fit,
+    image_inputs,
     init_state,
     matching,
     train_step,
@@ -35,7 +36,7 @@ def images(rng):
 
 
 def make_step(detector, optimizer):
-    return train_step(apply_detector(detector.config), optimizer, HALF, HALF)
+    return train_step(apply_detector(detector.config), optimizer, image_inputs(HALF, HALF))
 
 
 def test_coupled_adam_is_torch_adam(rng):
@@ -76,7 +77,7 @@ def test_training_learns_and_keeps_the_start(detector, images):
     before = np.asarray(detector.params["head"]["kernel"])
     step = jax.jit(make_step(detector, optimizer), donate_argnums=0)
     mesh = data_mesh(jax.devices()[:1])
-    end = fit(step, state, batches, mesh=mesh, on_step=lambda n, m: seen.append(float(m.loss)))
+    end = fit(step, state, batches, mesh=mesh, on_window=lambda w: seen.extend(w.loss))
     assert len(seen) == steps == 30
     assert np.mean(seen[-5:]) < 0.5 * np.mean(seen[:5])
     assert int(end.step) == 30
@@ -121,7 +122,7 @@ def test_bad_runs_stop_with_a_sentence(detector, images):
     batches, _ = training_batches(*images, batch_size=8, passes=3, seed=0)
     run = partial(fit, jax.jit(make_step(detector, optimizer)), state, mesh=data_mesh(jax.devices()[:1]))
     with pytest.raises(InputError, match=r"the loss is .* at step 2"):
-        run(batches, check_every=2)
+        run(batches, window=2)
     with pytest.raises(InputError, match="does not divide over 8 devices"):
         shard_batch(data_mesh(), {"image": images[0][:12]})
 
@@ -131,7 +132,7 @@ def test_only_what_is_trainable_moves_and_has_moments(detector, images):
     optimizer = adam_coupled_l2(1e-2, 0.0)
     trainable = matching(["head/.*", "backbone/.*norm.*"], detector.params)
     state = init_state(detector.params, optimizer, 0, trainable)
-    step = train_step(apply_detector(detector.config), optimizer, HALF, HALF, trainable=trainable)
+    step = train_step(apply_detector(detector.config), optimizer, image_inputs(HALF, HALF), trainable=trainable)
     after, _ = jax.jit(step)(state, {"image": pixels, "label": labels})
     before, now = flatten(detector.params), flatten(after.params)
     assert before.keys() == now.keys()
@@ -144,9 +145,9 @@ def test_only_what_is_trainable_moves_and_has_moments(detector, images):
 def test_training_the_named_leaves_equals_training_all_of_them(detector, images):
     pixels, labels = images
     optimizer = adam_coupled_l2(1e-3, 5e-4)
-    params = []
+    params, logits = [], apply_detector(detector.config)
     for trainable in (everything, matching([".*"], detector.params)):
-        step = jax.jit(train_step(apply_detector(detector.config), optimizer, HALF, HALF, trainable=trainable))
+        step = jax.jit(train_step(logits, optimizer, image_inputs(HALF, HALF), trainable=trainable))
         state = init_state(detector.params, optimizer, 0, trainable)
         for _ in range(2):
             state, _ = step(state, {"image": pixels, "label": labels})
@@ -160,7 +161,7 @@ def test_sam_of_radius_zero_trains_as_without_and_more_moves_elsewhere(detector,
     optimizer = adam_coupled_l2(1e-3, 0.0)
 
     def trained(sharpness):
-        step = train_step(apply_detector(detector.config), optimizer, HALF, HALF, sharpness=sharpness)
+        step = train_step(apply_detector(detector.config), optimizer, image_inputs(HALF, HALF), sharpness=sharpness)
         state, metrics = jax.jit(step)(init_state(detector.params, optimizer, 0), {"image": pixels, "label": labels})
         return flatten(state.params), float(metrics.loss)
 

@@ -25,7 +25,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from r2m_jax.checkpoints import load_detector, tiny_base
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.device import normalise
 from r2m_jax.data.images import decode_image, load_images
 from r2m_jax.data.index import read_index
@@ -34,6 +33,7 @@ from r2m_jax.data.records import Record
 from r2m_jax.evaluation import score
 from r2m_jax.models import Detector, apply_detector
 from r2m_jax.parallel import data_mesh
+from r2m_jax.progress import Reporter
 from r2m_jax.training import Window, adam_coupled_l2, fit, image_inputs, init_state, train_step, warmup_cosine
 
 
@@ -43,8 +43,8 @@ def main(
     train: Annotated[int, typer.Option(help="Images of each kind to train on, at most.")] = 240,
     test: Annotated[int, typer.Option(help="Images of each kind to test on, at most.")] = 150,
     tiles: Annotated[bool, typer.Option(help="Fine-tune the tiny base on tiles.")] = True,
-    passes: Annotated[int, typer.Option(help="Over a method's tiles.")] = 6,
-    rate: Annotated[float, typer.Option(help="Peak learning rate of the tiny base.")] = 5e-4,
+    passes: Annotated[int, typer.Option(help="Over a method's tiles.")] = 4,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of the tiny base.")] = 1e-4,
     only: Annotated[list[str] | None, typer.Option(help="Methods to look at; all without.")] = None,
     seed: int = 0,
     out: Annotated[Path | None, typer.Option(help="JSON file of the results.")] = None,

@@ -13,13 +13,13 @@ import typer
 
 from r2m_jax import load_detector
 from r2m_jax.atomic import atomic_directory
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.images import load_images
 from r2m_jax.data.index import read_index
 from r2m_jax.data.records import select
 from r2m_jax.evaluation import ScoreTable, family_auc, score
 from r2m_jax.evaluation.tables import Table
 from r2m_jax.models import apply_detector
+from r2m_jax.progress import Reporter
 
 
 def main(index: Path, models: list[Path], out: Annotated[Path, typer.Option()], split: str = "test") -> None:

@@ -53,6 +53,41 @@ def demo(
 
 
 @app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE [KEY=VALUE]...", help="A .yaml file or a shipped recipe, and replacements in it."
+        ),
+    ] = None,
+    deepfakebench: Annotated[
+        Path | None, typer.Option(help="Settings of a DeepfakeBench or DF40 detector .yaml, below the replacements.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing model; start a stopped run anew.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+    coordinator: Annotated[
+        str | None, typer.Option(help="HOST:PORT of process 0, to train in several processes.")
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="How many there are; found on TPU, SLURM, Open MPI.")] = None,
+    process: Annotated[int | None, typer.Option(help="Which one this is, from 0.")] = None,
+) -> None:
+    """Fine-tune a specialist, an all-in-one model or a probe; the same command goes on with a stopped run."""
+    from r2m_jax.cli.train import run
+
+    run(
+        arguments or [],
+        deepfakebench=deepfakebench,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        coordinator=coordinator,
+        processes=processes,
+        process=process,
+    )
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Directory, .safetensors, .pth/.pt/.bin file, or hub id.")],
     target: Annotated[Path, typer.Argument(help="Model directory to write.")],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.demo import load_recipe, run_demo
+from r2m_jax.progress import Reporter
 
 
 def run(out: Path, *, quick: bool, images: Path | None, seed: int | None, overwrite: bool) -> None:

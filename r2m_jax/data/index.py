@@ -21,6 +21,20 @@ _PARQUET = ".parquet"
 _INTEGERS = {"label": "int8", "frame": "int32"}
 
 
+def index_file(index: Path) -> Path:
+    """The index itself, or the one inside a folder.
+
+    Raises:
+        InputError: a folder without an index.
+    """
+    if not index.is_dir():
+        return index
+    for name in ("index.parquet", "index.csv"):
+        if (index / name).is_file():
+            return index / name
+    raise InputError(f"{index} holds no index.csv or index.parquet; make one with r2m data index {index} --out …")
+
+
 def read_index(path: str | Path) -> list[Record]:
     """Read an index, Parquet where the file's name ends in ``.parquet`` and CSV otherwise.
 

@@ -18,7 +18,6 @@ import yaml
 from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import load_detector, provenance, save_detector, tiny_base
 from r2m_jax.checkpoints.tensors import safetensors_files
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.images import load_images
 from r2m_jax.data.pipeline import training_batches
 from r2m_jax.data.records import Record, select
@@ -35,6 +34,7 @@ from r2m_jax.merging import (
 )
 from r2m_jax.models import Detector, Params, apply_detector, init_head
 from r2m_jax.parallel import data_mesh
+from r2m_jax.progress import Reporter
 from r2m_jax.training import Window, adam_coupled_l2, fit, image_inputs, init_state, train_step, warmup_cosine
 
 PRETRAINED = "Pretrained, averaged head"

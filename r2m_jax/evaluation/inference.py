@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from r2m_jax.data.device import normalise
 from r2m_jax.errors import InputError
 from r2m_jax.models import Params
+from r2m_jax.parallel import gather_rows, own_rows, shard_batch
 
 
 def score(
@@ -49,3 +51,42 @@ def score(
         return out
 
     return scores
+
+
+def score_batches(
+    margins: Callable[[Params, UInt8[Array, "b h w 3"]], Float[Array, " b"]],
+    params: Params,
+    batches: Iterable[Any],
+    count: int,
+    *,
+    mesh: Mesh,
+) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Fake-minus-real logits of every record of a source, over all devices and processes.
+
+    Args:
+        margins: jitted ``margins(params, images)``.
+        params: placed on ``mesh``.
+        batches: of :func:`r2m_jax.data.pipeline.evaluation_batches`, this process's shard.
+        count: records n.
+        mesh: devices to split batches over.
+
+    Returns:
+        Logits in the order of the records, the same in every process, and whether each was read; 0 where not.
+
+    Raises:
+        InputError: a logit is NaN or infinite.
+    """
+    parts, index, valid = [], [], []
+    for batch in batches:
+        parts.append(margins(params, shard_batch(mesh, batch["image"])))
+        index.append(batch["index"])
+        valid.append(batch["valid"])
+    rows = np.concatenate([own_rows(part) for part in parts])
+    rows, places, read = gather_rows((rows, np.concatenate(index), np.concatenate(valid)))
+    logits, seen = np.zeros(count, np.float32), np.zeros(count, np.bool_)
+    logits[places[read]], seen[places[read]] = rows[read], True
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"{int((~np.isfinite(logits)).sum())} of {count} scores are NaN or infinite; the model is broken."
+        )
+    return logits, seen

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 from r2m_jax.evaluation.scores import ScoreTable
 
@@ -29,6 +30,20 @@ def auc(labels: Int[np.ndarray, n] | Sequence[int], scores: Float[np.ndarray, n]
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(labels, scores))
+
+
+def video_auc(records: Sequence[Record], probabilities: Float[np.ndarray, n]) -> float:
+    """AUC of clips: a clip's score is the mean probability of its frames.
+
+    A clip is (data set, label, video), so real and fake footage of one name stay apart. A still is a clip.
+
+    Returns:
+        NaN when only one class is present.
+    """
+    of: dict[tuple[str, int, str], list[float]] = {}
+    for record, probability in zip(records, probabilities, strict=True):
+        of.setdefault(record.clip, []).append(float(probability))
+    return auc([label for _, label, _ in of], [float(np.mean(scores)) for scores in of.values()])
 
 
 def family_auc(table: ScoreTable) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
 """Meshes, shardings and processes; nothing here knows what a detector is."""
 
 from r2m_jax.parallel.mesh import batch_sharding, data_mesh, distribute, replicate, shard_batch, shardings
-from r2m_jax.parallel.processes import any_process, connect, gather_rows, is_first
+from r2m_jax.parallel.processes import any_process, connect, gather_rows, is_first, own_rows
 
 __all__ = [
     "any_process",
@@ -11,6 +11,7 @@ __all__ = [
     "distribute",
     "gather_rows",
     "is_first",
+    "own_rows",
     "replicate",
     "shard_batch",
     "shardings",

@@ -51,3 +51,11 @@ def gather_rows(rows: Any) -> Any:
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, rows)
     return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), rows)
+
+
+def own_rows(rows: jax.Array) -> np.ndarray:
+    """This process's rows of an array split by its first axis, in order."""
+    if rows.is_fully_addressable:
+        return np.asarray(rows)
+    shards = {shard.index[0].start or 0: shard for shard in rows.addressable_shards}
+    return np.concatenate([np.asarray(shards[start].data) for start in sorted(shards)])

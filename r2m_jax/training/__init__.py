@@ -1,7 +1,7 @@
 """Fine-tuning detectors."""
 
 from r2m_jax.training.inputs import by_policy, feature_inputs, image_inputs, unchanged
-from r2m_jax.training.loop import Hook, Interrupted, Window, fit
+from r2m_jax.training.loop import Hook, Interrupted, Window, compiled, fit
 from r2m_jax.training.objectives import cross_entropy
 from r2m_jax.training.optimizers import OptimizerRecipe, adam_coupled_l2, build_optimizer, warmup_cosine
 from r2m_jax.training.sam import Sharpness, sharpness_aware
@@ -18,6 +18,7 @@ __all__ = [
     "Window",
     "adam_coupled_l2",
     "build_optimizer",
+    "compiled",
     "by_policy",
     "cross_entropy",
     "everything",

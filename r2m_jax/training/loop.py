@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from r2m_jax.errors import InputError
-from r2m_jax.parallel import any_process, distribute, shard_batch
+from r2m_jax.parallel import any_process, batch_sharding, distribute, own_rows, shard_batch, shardings
 from r2m_jax.training.step import Metrics, TrainState
 
 
@@ -143,23 +143,24 @@ def fit(
     return jax.block_until_ready(state)
 
 
+def compiled(
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], state: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    """A step compiled for a mesh, with its state donated and kept where :func:`r2m_jax.parallel.shardings` puts it."""
+    one = NamedSharding(mesh, PartitionSpec())
+    metrics: Any = (one, one, one, batch_sharding(mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings(mesh, state), Metrics(*metrics)))
+
+
 def _fetch(first: int, pending: Sequence[tuple[Metrics, Any]]) -> Window:
     metrics = [metrics for metrics, _ in pending]
     loss, accuracy, norm = (
         np.asarray([np.asarray(getattr(m, name)) for m in metrics]) for name in ("loss", "accuracy", "gradient_norm")
     )
-    margin = np.stack([_own_rows(m.margin) for m in metrics])
+    margin = np.stack([own_rows(m.margin) for m in metrics])
     label = np.stack([kept["label"] for _, kept in pending])
     index = np.stack([kept["index"] for _, kept in pending]) if "index" in pending[0][1] else None
     return Window(first, loss, accuracy, norm, margin, label, index)
-
-
-def _own_rows(rows: jax.Array) -> np.ndarray:
-    """The rows of this process, in order."""
-    if rows.is_fully_addressable:
-        return np.asarray(rows)
-    shards = sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)
-    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def _refuse_nan(window: Window) -> None:

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from r2m_jax import save_detector
 from r2m_jax.checkpoints.convert import ConversionReport
-from r2m_jax.cli.progress import Reporter
+from r2m_jax.progress import Reporter
 from r2m_jax.version import __version__
 
 

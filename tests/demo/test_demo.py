@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from r2m_jax import InputError, load_detector, tiny_base
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.embedded import HELD_OUT
 from r2m_jax.data.images import decode_image, load_images
 from r2m_jax.data.index import read_index
@@ -20,6 +19,7 @@ from r2m_jax.demo import load_recipe, run_demo
 from r2m_jax.demo.data import make_dataset, photographs
 from r2m_jax.demo.run import PRETRAINED
 from r2m_jax.evaluation import auc
+from r2m_jax.progress import Reporter
 
 SMALL = {"train_patches": 40, "test_patches": 30, "passes": 1, "batch_size": 20}
 FAMILIES = ("FS", "FR", "EFS")

@@ -11,12 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from r2m_jax.atomic import atomic_text
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.audit import Audit, audit, default_cache, scan
 from r2m_jax.data.audit.findings import NAMES
-from r2m_jax.data.index import read_index
+from r2m_jax.data.index import index_file, read_index
 from r2m_jax.data.records import SPLITS, Record
 from r2m_jax.errors import InputError
+from r2m_jax.progress import Reporter
 
 _MOST_ROWS = 60
 
@@ -62,20 +62,6 @@ def evenly(records: Sequence[Record], most: int | None) -> list[Record]:
     if most is None or most >= len(records):
         return list(records)
     return [records[number * len(records) // most] for number in range(most)]
-
-
-def index_file(index: Path) -> Path:
-    """The index itself, or the one inside a folder.
-
-    Raises:
-        InputError: a folder without an index.
-    """
-    if not index.is_dir():
-        return index
-    for name in ("index.parquet", "index.csv"):
-        if (index / name).is_file():
-            return index / name
-    raise InputError(f"{index} holds no index.csv or index.parquet; make one with r2m data index {index} --out …")
 
 
 def print_audit(found: Audit, path: Path, listed: int) -> None:

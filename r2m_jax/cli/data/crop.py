@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.faces.dataset import Cropped, CropRecipe, crop_dataset, name_of
 from r2m_jax.data.faces.journal import NAME
 from r2m_jax.data.faces.sources import read_labelled, read_unlabelled
 from r2m_jax.data.records import SPLITS, Record
 from r2m_jax.data.selection import check_selection
 from r2m_jax.errors import InputError
+from r2m_jax.progress import Reporter
 
 _CLASSES = {"real": 0, "fake": 1}
 _NAMED = 3  # files named on the terminal; all are in the journal

@@ -7,13 +7,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.forge import FAMILIES, FAMILY_NAMES, METHODS
 from r2m_jax.data.forge.camera import CAMERAS
 from r2m_jax.data.forge.dataset import forge_dataset
 from r2m_jax.data.forge.plan import ForgeRecipe
 from r2m_jax.data.records import SPLITS, counts
 from r2m_jax.errors import InputError
+from r2m_jax.progress import Reporter
 
 
 def run(

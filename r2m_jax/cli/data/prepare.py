@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from r2m_jax.cli.progress import Reporter
 from r2m_jax.data.index import read_index
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
+from r2m_jax.progress import Reporter
 
 
 def run(index: Path, data_dir: Path, *, name: str, overwrite: bool) -> None:

@@ -106,10 +106,12 @@ PRESETS: Mapping[str, Policy] = MappingProxyType(
         "df40": Policy(),
         # R2M, B.2 "Data augmentation". It gives no probability for JPEG and says that it follows DF40, where it is 1/2.
         "r2m_text": Policy(one_of=0.0, brightness=0.5, contrast=0.5),
+        "flip": Policy(rotate=0.0, blur=0.0, one_of=0.0, jpeg=0.0),
         "none": Policy(flip=0.0, rotate=0.0, blur=0.0, one_of=0.0, jpeg=0.0),
     }
 )
-"""``df40``: the code of DeepfakeBench and DF40; ``r2m_text``: the wording of the R2M paper; ``none``: no change."""
+"""``df40``: the code of DeepfakeBench and DF40; ``r2m_text``: the wording of the R2M paper; ``flip``: mirrored at
+random; ``none``: no change."""
 
 
 def preset(name: str) -> Policy:

@@ -1,12 +1,13 @@
 """Batches of images: from memory, from files, from prepared data sets."""
 
+from r2m_jax.data.pipeline.arrays import FeatureBatches
 from r2m_jax.data.pipeline.in_memory import Batch, training_batches
 from r2m_jax.data.pipeline.loader import BatchIterator, Decoding, IndexedBatch, batches, evaluation_batches
 from r2m_jax.data.pipeline.sampling import Sampling
 from r2m_jax.data.pipeline.sources import RecordSource, Source
 
 __all__ = [
-    "Batch", "training_batches",
+    "Batch", "training_batches", "FeatureBatches",
     "IndexedBatch", "BatchIterator", "Decoding", "batches", "evaluation_batches",
     "Sampling", "Source", "RecordSource",
 ]  # fmt: skip

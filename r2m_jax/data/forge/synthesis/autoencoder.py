@@ -31,8 +31,8 @@ from r2m_jax.data.forge.synthesis.networks import (
 from r2m_jax.data.forge.synthesis.texture import refuse_flat
 from r2m_jax.data.forge.synthesis.tones import with_tones_of
 
-LATENTS = 8
-"""Channels of a latent, which stands for 4 × 4 pixels in three colours: a sixth of the numbers."""
+LATENTS = 4
+"""Channels of a latent, which stands for 4 × 4 pixels in three colours: a twelfth of the numbers."""
 _CELL = 4
 _WIDTH = 64
 _FINE = 32  # channels at half resolution

@@ -12,7 +12,7 @@ from r2m_jax.data.forge.method import Face, Method, State
 from r2m_jax.data.forge.synthesis.texture import refuse_flat
 
 _CELL = 4  # pixels a side of one token
-_CODES = 128
+_CODES = 48
 _SAMPLES = 20_000  # cells to fit on
 
 

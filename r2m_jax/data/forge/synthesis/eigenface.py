@@ -18,7 +18,7 @@ SIDE = 48
 _FACES = 100  # components, at most
 _PATCH = 8
 _STRIDE = 4
-_TEXTURES = 60  # components of a patch of texture that are kept; the others are drawn
+_TEXTURES = 24  # components of a patch of texture that are kept; the others are drawn
 _SAMPLES = 12_000
 
 

@@ -26,10 +26,11 @@ class Reporter:
 
     Args:
         every_s: seconds between plain lines when the output is no terminal.
+        quiet: say nothing, as all processes of one computation but the first should.
     """
 
-    def __init__(self, every_s: float = 10.0):
-        self._console = Console(file=sys.stderr, highlight=False)
+    def __init__(self, every_s: float = 10.0, *, quiet: bool = False):
+        self._console = Console(file=sys.stderr, highlight=False, quiet=quiet)
         self._every = every_s
 
     def say(self, text: str) -> None:

@@ -1,0 +1,1 @@
+"""Whole jobs, from recipe to result: what commands and notebooks call."""

@@ -1,0 +1,138 @@
+"""What flows into a training run: batches to learn from, and how val is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, UInt8
+
+from r2m_jax.checkpoints import provenance
+from r2m_jax.checkpoints.tensors import safetensors_files
+from r2m_jax.data.augment import Policy
+from r2m_jax.data.augment.host import augment
+from r2m_jax.data.device import normalise
+from r2m_jax.data.pipeline import Decoding, FeatureBatches, RecordSource, batches, evaluation_batches
+from r2m_jax.evaluation.inference import score_batches
+from r2m_jax.jobs.features import default_cache, features_of
+from r2m_jax.jobs.training_data import TrainingData
+from r2m_jax.jobs.training_model import Start, policy
+from r2m_jax.models import Params
+from r2m_jax.progress import Reporter
+from r2m_jax.recipes import TrainRecipe
+from r2m_jax.training import by_policy, feature_inputs, image_inputs, unchanged
+from r2m_jax.training.inputs import Inputs
+
+
+class Stream(Protocol):
+    """Batches that can be left and taken up again."""
+
+    unreadable: dict[str, str]
+
+    def __len__(self) -> int: ...
+    def __next__(self) -> Any: ...
+    def get_state(self) -> dict[str, Any]:
+        """Where it stands, as JSON values."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go there."""
+
+    def close(self) -> None:
+        """Stop what runs in the background."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Everything a run takes from its data.
+
+    Attributes:
+        train: batches, of all passes.
+        inputs: what the model sees of a batch.
+        validate: fake-minus-real logit of every val record under some parameters; None without val.
+    """
+
+    train: Stream
+    inputs: Inputs
+    validate: Callable[[Params], Float[np.ndarray, " n"]] | None
+
+
+def streams(recipe: TrainRecipe, data: TrainingData, begin: Start, mesh: Mesh, reporter: Reporter) -> Streams:
+    """Batches of images, or of features computed once, as the recipe wants them.
+
+    Raises:
+        InputError: the batch does not fit the data or the devices, or an image cannot be read.
+    """
+    epochs = recipe.passes if not recipe.steps else math.ceil(recipe.steps * recipe.batch_size / len(data.train))
+    order: dict[str, Any] = {
+        "batch_size": recipe.batch_size, "seed": recipe.seed, "epochs": epochs, "sampling": recipe.data.sampling,
+        "shard": (jax.process_index(), jax.process_count()),
+    }  # fmt: skip
+    decoding = Decoding(begin.size, recipe.data.workers, exact=recipe.data.exact, on_corrupt=recipe.data.on_corrupt)
+    if recipe.model.cache_features:
+        known = _features(recipe, data, begin, decoding, mesh, reporter)
+        validate = _on_features(begin, known["val"]) if data.val else None
+        return Streams(FeatureBatches(data.train, known["train"], **order), feature_inputs, validate)
+    chosen, on_host = policy(recipe.data), recipe.data.augment_on == "host"
+    train = batches(
+        RecordSource(data.train),
+        decoding=replace(decoding, transform=_Augment(chosen)) if on_host else decoding,
+        **order,
+    )
+    inputs = image_inputs(begin.mean, begin.std, unchanged if on_host else by_policy(chosen))
+    return Streams(train, inputs, _on_images(recipe, data, begin, decoding, mesh) if data.val else None)
+
+
+@dataclass(frozen=True)
+class _Augment:
+    """A policy as a transform of the pipeline; can be pickled, for worker processes."""
+
+    policy: Policy
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+        return augment(image, rng, self.policy)
+
+
+def _on_images(
+    recipe: TrainRecipe, data: TrainingData, begin: Start, decoding: Decoding, mesh: Mesh
+) -> Callable[[Params], np.ndarray]:
+    @jax.jit
+    def margins(params: Params, images: Any) -> Any:
+        both = begin.logits(params, normalise(images, begin.mean, begin.std))
+        return both[:, 1] - both[:, 0]
+
+    size = recipe.validation.batch_size or recipe.batch_size
+    shard = (jax.process_index(), jax.process_count())
+
+    def measure(params: Params) -> np.ndarray:
+        with evaluation_batches(RecordSource(data.val), batch_size=size, shard=shard, decoding=decoding) as stream:
+            return score_batches(margins, params, stream, len(data.val), mesh=mesh)[0]
+
+    return measure
+
+
+def _on_features(begin: Start, features: Float[np.ndarray, "n d"]) -> Callable[[Params], np.ndarray]:
+    def measure(params: Params) -> np.ndarray:
+        both = np.asarray(begin.logits(params, features))
+        return both[:, 1] - both[:, 0]
+
+    return measure
+
+
+def _features(
+    recipe: TrainRecipe, data: TrainingData, begin: Start, decoding: Decoding, mesh: Mesh, reporter: Reporter
+) -> dict[str, np.ndarray]:
+    weights = "+".join(provenance.sha256(path) for path in safetensors_files(begin.directory))
+    return {
+        split: features_of(
+            records, begin.base.params["backbone"], begin.base.config, options=begin.base.options, mean=begin.mean,
+            std=begin.std, decoding=decoding, batch_size=recipe.validation.batch_size or recipe.batch_size,
+            mesh=mesh, weights=weights, cache=default_cache(), reporter=reporter, what=split,
+        )
+        for split, records in (("train", data.train), ("val", data.val))
+        if records
+    }  # fmt: skip

@@ -1,0 +1,186 @@
+"""The recipe of ``r2m train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from r2m_jax.training import OptimizerRecipe
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
+
+
+class DataRecipe(_Section):
+    """What is learnt from. Real images are always kept; the selections below are of forgeries.
+
+    Attributes:
+        index: index file, or a folder with one (``r2m data index`` makes it).
+        sets: named sets of the papers, e.g. ``[r2m-fs-ff]``; their union. Empty for no such restriction.
+        families, methods: of forgeries; empty for all.
+        domains, compressions: of all images; empty for all.
+        frames: per clip, at most; None for all.
+        frame_selection: which of them (``even``, ``bench``, ``df40``).
+        image_size: sides of the model's input in pixels; None for the base's own. Positions are interpolated.
+        normalisation: ``base`` keeps the base model's; ``clip`` and ``half`` (mean = std = 0.5, DeepfakeBench) differ
+            from it perhaps, which is warned of; or ``{mean: [r, g, b], std: [r, g, b]}``.
+        sampling: ``natural``, ``balanced`` or ``per_method``.
+        augment: ``df40``, ``r2m_text``, ``flip`` or ``none``, or the settings of a policy.
+        augment_on: ``host`` in the decoding workers, ``device`` inside the step.
+        workers: decoding threads.
+        exact: decode large JPEG images in full, instead of shrinking them in the decoder.
+        on_corrupt: ``error`` stops at an unreadable image, ``skip`` replaces it and counts.
+    """
+
+    index: Path
+    sets: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
+    compressions: tuple[str, ...] = ()
+    frames: int | None = Field(None, ge=1)
+    frame_selection: Literal["even", "bench", "df40"] = "even"
+    image_size: int | None = Field(None, ge=8)
+    normalisation: Literal["base", "clip", "half"] | dict[Literal["mean", "std"], tuple[float, float, float]] = "base"
+    sampling: Literal["natural", "balanced", "per_method"] = "natural"
+    augment: str | dict[str, Any] = "df40"
+    augment_on: Literal["host", "device"] = "host"
+    workers: int = Field(2, ge=0)
+    exact: bool = True
+    on_corrupt: Literal["error", "skip"] = "error"
+
+    @field_validator("sets", "families", "methods", "domains", "compressions", mode="before")
+    @classmethod
+    def _one_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class LoraRecipe(_Section):
+    """Low-rank adapters, see :mod:`r2m_jax.training.lora`.
+
+    Attributes:
+        rank: of each adapter.
+        alpha: an adapter counts alpha / rank.
+        targets: regular expressions of whole leaf paths.
+    """
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    targets: tuple[str, ...] = (r"backbone/layers/attn/(q|k|v|out)/kernel",)
+
+
+class ModelRecipe(_Section):
+    """What is trained.
+
+    Attributes:
+        base: model directory, or ``tiny`` for the one that ships.
+        head: ``new`` draws one, ``keep`` goes on with the base's.
+        trainable: regular expressions of whole leaf paths, e.g. ``[head/.*, backbone/.*norm.*]``.
+        lora: adapters, trained beside what ``trainable`` names.
+        cache_features: compute the tower's output once and train the head on it; for a head alone, without
+            augmentation.
+        dtype: of activations and matrix products; parameters and their updates are float32 either way.
+        remat: what the backward pass computes anew to save memory: ``none``, ``dots`` or ``full``.
+    """
+
+    base: str = "tiny"
+    head: Literal["new", "keep"] = "new"
+    trainable: tuple[str, ...] = (".*",)
+    lora: LoraRecipe | None = None
+    cache_features: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+
+
+class SamRecipe(_Section):
+    """Sharpness-aware minimisation, see :class:`r2m_jax.training.Sharpness`."""
+
+    rho: float = Field(0.05, ge=0)
+    adaptive: bool = False
+    eta: float = Field(0.01, ge=0)
+    parts: int = Field(1, ge=1)
+
+
+class ValidationRecipe(_Section):
+    """Measured on the split ``val``, never on ``test``.
+
+    Attributes:
+        every: steps between measurements; None after every pass; 0 never.
+        select: ``last`` keeps the parameters of the last step, ``val`` those with the best ``metric``.
+        metric: AUC of frames or of clips (mean probability).
+        patience: measurements without a better one after which the run ends; None never.
+        batch_size: rows at a time; None for that of training.
+    """
+
+    every: int | None = Field(None, ge=0)
+    select: Literal["last", "val"] = "last"
+    metric: Literal["frame_auc", "video_auc"] = "frame_auc"
+    patience: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1)
+
+
+class StatesRecipe(_Section):
+    """States of the run on disk, to resume from.
+
+    Attributes:
+        every: steps between them; None only when the run is asked to stop.
+        keep: how many of the last.
+    """
+
+    every: int | None = Field(200, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class TrainRecipe(_Section):
+    """Everything that decides a training run.
+
+    Attributes:
+        kind: what comes out: ``specialist`` of some families or methods, ``all_in_one``, ``linear_probe``.
+        name: of the model.
+        out: model directory to make; ``{name}`` is replaced. While the run lasts, its log and states are in a folder
+            of this name with ``.run`` at the end.
+        seed: of every random choice: head, order of samples, augmentation.
+        passes: over the data.
+        steps: instead of passes.
+        batch_size: rows of a step over all devices and processes.
+        average: decay of an exponential moving average of the trained parameters, which is what is validated and kept.
+        fsdp: devices over which parameters are split.
+        window: steps between log lines.
+    """
+
+    kind: Literal["specialist", "all_in_one", "linear_probe"] = "specialist"
+    name: str = Field(min_length=1)
+    out: str = "runs/{name}"
+    seed: int = Field(1024, ge=0, lt=2**32)
+    passes: int = Field(3, ge=1)
+    steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(16, ge=1)
+    data: DataRecipe
+    model: ModelRecipe = ModelRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    sam: SamRecipe | None = None
+    average: float | None = Field(None, gt=0, lt=1)
+    validation: ValidationRecipe = ValidationRecipe()
+    states: StatesRecipe = StatesRecipe()
+    fsdp: int = Field(1, ge=1)
+    window: int = Field(20, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainRecipe:
+        if self.model.cache_features:
+            alone = self.model.lora is None and all(pattern.startswith("head/") for pattern in self.model.trainable)
+            if not alone:
+                raise ValueError("cached features train a head alone: set model.trainable=[head/.*] and no model.lora")
+            if self.data.augment != "none":
+                raise ValueError("cached features cannot be augmented: set data.augment=none")
+        if self.validation.every == 0 and (self.validation.select == "val" or self.validation.patience):
+            raise ValueError("validation.every=0 leaves nothing to select by; set it, or select=last and no patience")
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """Where the model goes."""
+        return Path(self.out.replace("{name}", self.name))

@@ -22,7 +22,7 @@ def test_wheel_holds_the_library_and_nothing_else(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"r2m_jax"}
-    for needed in ("models/tiny_base/model.safetensors", "demo/full.yaml", "demo/quick.yaml", "py.typed"):
+    for needed in ("models/tiny_base/model.safetensors", "demo/full.yaml", "recipes/train/specialist.yaml", "py.typed"):
         assert f"r2m_jax/{needed}" in names
     # Run from the wheel, outside the repository.
     with zipfile.ZipFile(wheel) as archive:

@@ -205,7 +205,8 @@ def _save_models(base: Detector, models: dict[str, Params], recipe: DemoRecipe, 
     for item in origin:
         item["path"] = f"tiny_base/{Path(item['path']).name}"
     for name, params in models.items():
-        kind = "merged" if name not in (PRETRAINED, ALL_IN_ONE) and not name.startswith("Specialist") else "trained"
+        kind = {PRETRAINED: "base", ALL_IN_ONE: "all_in_one"}.get(name, "merged")
+        kind = "specialist" if name.startswith(_specialist("")) else kind
         made = provenance.record(kind, inputs=origin, recipe=recipe.model_dump(), seed=recipe.seed, name=name)
         save_detector(base.replace_params(params), folder / "models" / _folder_name(name), provenance=made)
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from r2m_jax.checkpoints import provenance
 from r2m_jax.checkpoints.tensors import safetensors_files
-from r2m_jax.data.augment import Policy
 from r2m_jax.data.augment.host import augment
 from r2m_jax.data.device import normalise
 from r2m_jax.data.pipeline import Decoding, FeatureBatches, RecordSource, batches, evaluation_batches
@@ -80,21 +80,11 @@ def streams(recipe: TrainRecipe, data: TrainingData, begin: Start, mesh: Mesh, r
     chosen, on_host = policy(recipe.data), recipe.data.augment_on == "host"
     train = batches(
         RecordSource(data.train),
-        decoding=replace(decoding, transform=_Augment(chosen)) if on_host else decoding,
+        decoding=replace(decoding, transform=partial(augment, policy=chosen)) if on_host else decoding,
         **order,
     )
     inputs = image_inputs(begin.mean, begin.std, unchanged if on_host else by_policy(chosen))
     return Streams(train, inputs, _on_images(recipe, data, begin, decoding, mesh) if data.val else None)
-
-
-@dataclass(frozen=True)
-class _Augment:
-    """A policy as a transform of the pipeline; can be pickled, for worker processes."""
-
-    policy: Policy
-
-    def __call__(self, image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-        return augment(image, rng, self.policy)
 
 
 def _on_images(

@@ -75,5 +75,5 @@ def test_contradictory_policies_are_refused(fields):
 
 
 def test_an_unknown_preset_lists_the_names():
-    with pytest.raises(InputError, match="df40, r2m_text, none"):
+    with pytest.raises(InputError, match="df40, r2m_text, flip, none"):
         preset("df41")

@@ -33,9 +33,9 @@ from r2m_jax.data.forge.synthesis.tones import with_tones_of
 
 TIMES = 1000
 """Steps of the full chain."""
-DEEPEST = 120
-"""Deepest step forging starts from: noise of 48 grey levels, under which a face's features are still to be seen."""
-_SHALLOWEST = 80
+DEEPEST = 75
+"""Deepest step forging starts from: noise of 31 grey levels, under which a face's features are still to be seen."""
+_SHALLOWEST = 45
 _JUMPS = 5  # DDIM steps back
 _FREQUENCIES = 8  # of the embedding of time
 _CELL = 4

@@ -61,7 +61,7 @@ def fit_decay(generator_images: UInt8[np.ndarray, "n h w 3"], seed: int, effort:
     Durall et al. found both, by architecture, so all images of a set share it.
     """
     rng = np.random.default_rng((seed, 6))
-    return {"exponent": np.asarray(rng.choice([rng.uniform(-3.0, -2.0), rng.uniform(1.2, 1.8)]))}
+    return {"exponent": np.asarray(rng.choice([rng.uniform(-3.0, -2.0), rng.uniform(0.6, 0.9)]))}
 
 
 def spectral_decay(
@@ -72,7 +72,7 @@ def spectral_decay(
     radius = _radius(padded.shape[:2])
     start = rng.uniform(0.16, 0.24)
     above = np.clip((radius - start) / 0.06, 0, 1)  # a soft step: a hard one would ring at every edge
-    gain = (np.maximum(radius, start) / start) ** (state["exponent"] + rng.uniform(-0.3, 0.3))
+    gain = (np.maximum(radius, start) / start) ** (state["exponent"] + rng.uniform(-0.2, 0.2))
     band = _filtered(padded, above * gain)
     loudness = np.sqrt(ndimage.gaussian_filter(band**2, (2, 2, 0)))
     noise = _filtered(rng.standard_normal(padded.shape), above * gain)

@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests in so many processes; they mostly wait for one core each (compilers, image codecs).
+WORKERS ?= 2
 
 .PHONY: test test-fast demo demo-quick lint format clean
 
@@ -12,10 +14,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 test: lint  ## everything: style, types, all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-fast: $(STAMP)  ## without the tests that need minutes or the shared data
-	$(BIN)/python -m pytest -m 'not integration'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'not integration'
 
 demo: $(STAMP)  ## the whole path on the embedded photographs, into demo-out/
 	$(BIN)/r2m demo --out demo-out --overwrite

@@ -29,7 +29,7 @@ def main(index: Path, models: list[Path], out: Annotated[Path, typer.Option()], 
     images, scorers = {}, {}
     for path in models:
         detector = load_detector(path)
-        size = detector.config.image_size
+        size = detector.processor.crop_size["height"]
         if size not in images:
             with reporter.track(f"decode at {size} px", len(records)) as advance:
                 images[size] = load_images([r.path for r in records], size, on_progress=advance)

@@ -9,7 +9,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
-import jax  # noqa: E402
+import jax
 
 # Before the first use of a device: the sharding tests need several.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -53,3 +53,31 @@ def r2m(theta0, thetas, *, rank, alpha, k=1, centering="centered", origin="theta
     if eta == "eff":
         scale /= np.linalg.norm(residual)
     return start + (core if origin == "theta0" else mean) + scale * residual
+
+
+def ties(theta0, thetas, *, density, scale, variant):
+    """As the authors' code goes: sort, threshold, elect, disjoint mean."""
+    start = vector(theta0)
+    tau = np.stack([vector(theta) for theta in thetas]) - start
+    kept = max(1, int(tau.shape[1] * density))
+    least = np.sort(np.abs(tau), axis=1)[:, -kept][:, None]
+    trimmed = np.where(np.abs(tau) >= least, tau, 0)
+    sign = np.sign(trimmed.sum(axis=0))
+    sign[sign == 0] = np.sign(sign.sum())
+    agree = np.where(sign > 0, trimmed * (trimmed > 0), trimmed * (trimmed < 0))
+    if variant == "paper":
+        return start + tau.mean(axis=0) + scale * agree.sum(axis=0)
+    return start + scale * agree.sum(axis=0) / np.maximum((agree != 0).sum(axis=0), 1)
+
+
+def cart(theta0, thetas, *, rank, scale, reduce):
+    mean = np.mean([vector(theta) for theta in thetas], axis=0)
+    total = np.zeros_like(mean)
+    for theta in thetas:
+        pieces, position = [], 0
+        for path, leaf in leaves(theta0):
+            piece = (vector(theta) - mean)[position : position + leaf.size].reshape(leaf.shape)
+            pieces.append(truncated(path, piece, rank).ravel())
+            position += leaf.size
+        total += np.concatenate(pieces)
+    return mean + scale * total / (len(thetas) if reduce == "mean" else 1)

@@ -1,0 +1,113 @@
+"""TIES: trim, elect signs, average what agrees (Yadav et al., NeurIPS 2023, https://arxiv.org/abs/2306.01708)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from r2m_jax.errors import InputError
+from r2m_jax.merging.selection import Select, attention_and_mlp
+from r2m_jax.merging.task_vectors import add_to, task_vectors
+
+Tree = Any
+_CARRY = 2**30  # of counts in two words
+
+
+def ties(
+    theta0: Tree,
+    thetas: Sequence[Tree],
+    *,
+    density: float = 0.2,
+    scale: float = 1.0,
+    variant: Literal["original", "paper"] = "original",
+    select: Select = attention_and_mlp,
+) -> Tree:
+    """Merge what specialists agree on.
+
+    Of every task vector the ``density`` largest entries stay (over all leaves together, entries equal to the smallest
+    of them included); at every place the sign of their sum is elected, a sum of zero taking the sign that most places
+    have; entries of another sign are dropped.
+
+    ``variant="original"`` adds ``scale`` times the mean of what is left, over the specialists that have something
+    left there, to θ₀. ``"paper"`` is the wording of R²M, which adds ``scale`` times their sum to the average of the
+    specialists, and so counts the mean task vector twice.
+
+    Args:
+        theta0: the pretrained origin; gives the result its dtypes.
+        thetas: N specialists of the same structure.
+        density: share of entries kept, in 0…1; TIES uses 0.2, R²M sweeps 0.1 to 0.7.
+        scale: λ.
+        variant: see above.
+        select: unused, all leaves are treated alike; taken because all methods take it.
+
+    Raises:
+        InputError: no specialist, differing trees, or a setting out of range.
+    """
+    if variant not in ("original", "paper"):
+        raise InputError(f"variant={variant!r} is unknown; TIES takes 'original' or 'paper'.")
+    if not 0 < density <= 1:
+        raise InputError(f"density={density} is no share of entries; give a number above 0 and up to 1.")
+    vectors = task_vectors(theta0, thetas)
+    trimmed = _trim(vectors, density)
+    votes = jax.tree.map(lambda leaf: jnp.sign(leaf.sum(axis=0)), trimmed)
+    majority = jnp.sign(sum((vote.sum() for vote in jax.tree.leaves(votes)), start=jnp.zeros(())))
+
+    def merged(leaf: Float[Array, "n ..."], vote: Float[Array, ...]) -> Array:
+        elected = jnp.where(vote == 0, majority, vote)
+        agreeing = jnp.where(jnp.where(elected > 0, leaf > 0, leaf < 0), leaf, 0.0)
+        if variant == "paper":
+            return agreeing.sum(axis=0)
+        return agreeing.sum(axis=0) / jnp.maximum((agreeing != 0).sum(axis=0), 1)
+
+    update = jax.tree.map(lambda leaf, vote: scale * merged(leaf, vote), trimmed, votes)
+    if variant == "paper":
+        update = jax.tree.map(lambda leaf, vector: leaf + vector.mean(axis=0), update, vectors)
+    return add_to(theta0, update)
+
+
+def _trim(vectors: Tree, density: float) -> Tree:
+    """Entries at least as large as the smallest of each task vector's ``density`` largest; zero elsewhere."""
+    leaves = jax.tree.leaves(vectors)
+    size = sum(leaf[0].size for leaf in leaves)
+    kept = max(1, int(size * density))
+    thresholds = kth_largest(leaves, kept)
+
+    def trim(leaf: Float[Array, "n ..."]) -> Array:
+        least = thresholds.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.where(jnp.abs(leaf) >= least, leaf, 0.0)
+
+    return jax.tree.map(trim, vectors)
+
+
+def kth_largest(leaves: Sequence[Float[Array, "n ..."]], k: int) -> Float[Array, " n"]:
+    """Per row of the first axis the k-th largest absolute value over all leaves, exactly and without sorting.
+
+    Floats of one sign are ordered as their bits are, so 31 counts find the bits of the answer from the highest to the
+    lowest. Counts add up over leaves and over devices; nothing is gathered or copied.
+
+    Args:
+        leaves: float32, of a common first axis.
+        k: from 1 to the number of entries of a row.
+    """
+    high, low = divmod(k, _CARRY)
+
+    def enough(candidate: Int32[Array, " n"]) -> Array:
+        """Whether at least k entries have bits at least as large; counts in two words, as a row may pass 2³¹."""
+        highs, lows = jnp.zeros_like(candidate), jnp.zeros_like(candidate)
+        for leaf in leaves:
+            bits = jax.lax.bitcast_convert_type(jnp.abs(leaf).reshape(leaf.shape[0], -1), jnp.int32)
+            counted = (bits >= candidate[:, None]).sum(axis=1, dtype=jnp.int32)
+            lows = lows + counted % _CARRY
+            highs, lows = highs + counted // _CARRY + lows // _CARRY, lows % _CARRY
+        return (highs > high) | ((highs == high) & (lows >= low))
+
+    def decide(step: Int32[Array, ""], found: Int32[Array, " n"]) -> Int32[Array, " n"]:
+        candidate = found | (1 << (30 - step)).astype(jnp.int32)
+        return jnp.where(enough(candidate), candidate, found)
+
+    found = jax.lax.fori_loop(0, 31, decide, jnp.zeros(leaves[0].shape[0], jnp.int32))
+    return jax.lax.bitcast_convert_type(found, jnp.float32)

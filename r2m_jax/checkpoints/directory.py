@@ -191,7 +191,7 @@ def write_directory(
             (preprocessing.FILE, preprocessing.processor_settings(processor)),
             ("r2m.json", dict(provenance)),
         ):
-            (aside / file).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            (aside / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def dtype_summary(params: Mapping[str, Any]) -> str:

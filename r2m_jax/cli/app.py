@@ -88,6 +88,53 @@ def train(
 
 
 @app.command()
+def merge(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A .yaml file, or the directory of an earlier merge."),
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="The common pretrained origin.")] = None,
+    specialist: Annotated[list[str] | None, typer.Option(help="NAME=DIR; may be repeated.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="weight_averaging, task_arithmetic, ties, cart or r2m (the default).")
+    ] = None,
+    rank: Annotated[str | None, typer.Option(help="r2m, cart: a ratio (0.7) or a count (100).")] = None,
+    alpha: Annotated[float | None, typer.Option(help="r2m, task_arithmetic.")] = None,
+    k: Annotated[int | None, typer.Option(help="r2m: core directions.")] = None,
+    centering: Annotated[str | None, typer.Option(help="r2m: centered or uncentered.")] = None,
+    origin: Annotated[str | None, typer.Option(help="r2m: theta0 or theta_avg.")] = None,
+    eta: Annotated[str | None, typer.Option(help="r2m: eff or eq6.")] = None,
+    density: Annotated[float | None, typer.Option(help="ties: share of entries kept.")] = None,
+    scale: Annotated[float | None, typer.Option(help="ties, cart.")] = None,
+    reduce: Annotated[str | None, typer.Option(help="task_arithmetic, cart: sum or mean.")] = None,
+    variant: Annotated[str | None, typer.Option(help="ties: original or paper.")] = None,
+    head: Annotated[str | None, typer.Option(help="average (the default), or a specialist's name.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Model directory to make.")] = None,
+    add: Annotated[list[str] | None, typer.Option(help="NAME=DIR to put beside those of an earlier merge.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(help="NAME to leave out of an earlier merge.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+) -> None:
+    """Merge specialists into one model, without training."""
+    from r2m_jax.cli.merge import run
+
+    number = None if rank is None else int(rank) if rank.isdigit() else rank
+    run(
+        arguments or [],
+        specialists=specialist or [],
+        add=add or [],
+        remove=remove or [],
+        flags={"base": base, "method": method, "head": head, "out": out},
+        parameters={
+            "rank": number, "alpha": alpha, "k": k, "centering": centering, "origin": origin, "eta": eta,
+            "density": density, "scale": scale, "reduce": reduce, "variant": variant,
+        },
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )  # fmt: skip
+
+
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Directory, .safetensors, .pth/.pt/.bin file, or hub id.")],
     target: Annotated[Path, typer.Argument(help="Model directory to write.")],

@@ -1,0 +1,163 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+
+from r2m_jax import InputError, load_detector, merging, save_detector
+from r2m_jax.checkpoints import image_processor, provenance
+from r2m_jax.checkpoints.tensors import safetensors_files
+from r2m_jax.jobs.merge import earlier_recipe, merge
+from r2m_jax.models import Detector
+from r2m_jax.progress import Reporter
+from r2m_jax.recipes import load_recipe
+from r2m_jax.recipes.merging import MergeRecipe
+from r2m_jax.trees import flatten
+
+
+@pytest.fixture
+def models(base, tmp_path):
+    """Three specialists of the random base."""
+    origin = load_detector(base)
+    made = provenance.record("specialist", inputs=provenance.input_hashes(safetensors_files(base)))
+    for number, name in enumerate(("fs", "fr", "efs")):
+        key = jax.random.key(number)
+        moved = jax.tree.map(
+            lambda leaf, key=key, size=0.01 * (number + 1): leaf + size * jax.random.normal(key, leaf.shape),
+            origin.params,
+        )
+        save_detector(origin.replace_params(moved), tmp_path / name, provenance=made)
+    return {name: tmp_path / name for name in ("fs", "fr", "efs")}
+
+
+@pytest.fixture
+def recipe(base, models, tmp_path):
+    def make(*replacements, **settings):
+        whole = {"base": str(base), "models": {name: str(path) for name, path in models.items()}, **settings}
+        return load_recipe(MergeRecipe, "merge", None, [f"out={tmp_path / 'out'}", *replacements], whole)
+
+    return make
+
+
+def run(recipe, **options):
+    return merge(recipe, reporter=Reporter(quiet=True), **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("weight_averaging", {}),
+        ("task_arithmetic", {"alpha": 0.5, "reduce": "sum"}),
+        ("ties", {"density": 0.3, "variant": "paper"}),
+        ("cart", {"rank": 0.3, "scale": 1.5}),
+        ("r2m", {"rank": 0.5, "alpha": 0.7, "centering": "uncentered", "origin": "theta_avg"}),
+        ("r2m", {"rank": 5}),
+    ],
+)
+def test_a_merge_is_what_the_library_computes(recipe, base, models, method, parameters):
+    made = run(recipe(method=method, parameters=parameters))
+    merged, origin = load_detector(made.directory), load_detector(base)
+    thetas = [load_detector(path).params for path in models.values()]
+    wanted = getattr(merging, method)(origin.params["backbone"], [theta["backbone"] for theta in thetas], **parameters)
+    wanted = getattr(wanted, "params", wanted)
+    for path, leaf in flatten(wanted).items():
+        np.testing.assert_allclose(flatten(merged.params["backbone"])[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
+    mean = np.mean([np.asarray(theta["head"]["kernel"]) for theta in thetas], axis=0)
+    np.testing.assert_allclose(merged.params["head"]["kernel"], mean, rtol=1e-5, atol=1e-7)
+    facts = json.loads((made.directory / "r2m.json").read_text())
+    assert facts["kind"] == "merged"
+    assert len(facts["inputs"]) == 4
+    assert facts["recipe"]["method"] == method
+    assert bool(facts["diagnostics"]) == bool(made.sentences) == (method == "r2m")
+
+
+def test_weights_heads_and_dtypes(recipe, models):
+    weighted = {name: {"path": str(path), "weight": float(n)} for n, (name, path) in enumerate(models.items())}
+    made = run(recipe("head=fr", "dtype=bfloat16", models=weighted, method="weight_averaging"))
+    merged = load_detector(made.directory, dtype=None)
+    assert {str(leaf.dtype) for leaf in flatten(merged.params).values()} == {"bfloat16"}
+    heads = {name: load_detector(path).params["head"]["bias"] for name, path in models.items()}
+    np.testing.assert_array_equal(merged.params["head"]["bias"], heads["fr"].astype(jnp.bfloat16))
+    fr, efs = (load_detector(models[name]).params["backbone"]["embeddings"] for name in ("fr", "efs"))
+    np.testing.assert_allclose(
+        merged.params["backbone"]["embeddings"]["class_token"].astype(np.float32),
+        (fr["class_token"] + 2 * efs["class_token"]) / 3,
+        rtol=1e-2,
+        atol=1e-3,
+    )
+
+
+def test_what_does_not_belong_together_is_named(recipe, models, base, tmp_path):
+    origin = load_detector(models["fr"])
+    other = Detector.create(origin.config, origin.params, image_processor(32, (0.5,) * 3, (0.5,) * 3))
+    save_detector(other, tmp_path / "half", provenance=origin.provenance)
+    with pytest.raises(InputError, match=r"half takes images with image_mean \[0.5, 0.5, 0.5\], fs with \[0.48"):
+        run(recipe(models={"fs": str(models["fs"]), "half": str(tmp_path / "half")}))
+    foreign = {**origin.provenance, "inputs": [{"path": "x/model.safetensors", "bytes": 1, "sha256": "0" * 64}]}
+    save_detector(origin, tmp_path / "foreign", provenance=foreign)
+    with pytest.raises(InputError, match="foreign was fine-tuned from another base"):
+        run(recipe(models={"foreign": str(tmp_path / "foreign")}))
+    from transformers import CLIPVisionConfig
+
+    from r2m_jax.models import init_backbone
+
+    small = CLIPVisionConfig(**{**origin.config.to_dict(), "num_hidden_layers": 2})
+    save_detector(
+        Detector.create(small, {"backbone": init_backbone(small, jax.random.key(0))}, image_processor(32)),
+        tmp_path / "small",
+    )
+    with pytest.raises(InputError, match="small has num_hidden_layers 2, the base 3"):
+        run(recipe(models={"small": str(tmp_path / "small")}))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("replacements", "settings", "says"),
+    [
+        (["parameters.density=0.2"], {}, "r2m takes no density; it takes rank, alpha, k"),
+        (["head=fx"], {}, "head='fx' is neither average nor one of fs, fr, efs"),
+        (["method=slerp"], {}, "method='slerp' does not fit"),
+        (["parameters.rnk=1"], {}, "has no key 'rnk'; did you mean rank"),
+        (["models.fs={path: a, weight: 2}"], {}, "weights are taken by weight_averaging alone"),
+    ],
+)
+def test_recipes_that_do_not_fit(recipe, replacements, settings, says):
+    with pytest.raises(InputError, match=says):
+        recipe(*replacements, **settings)
+
+
+@pytest.mark.integration
+def test_the_command_merges_adds_and_removes(r2m, base, models, tmp_path):
+    named = [option for name in ("fs", "fr") for option in ("--specialist", f"{name}={models[name]}")]
+    out = tmp_path / "two"
+    r2m("merge", "--base", base, *named, "--method", "r2m", "--rank", "0.7", "--alpha", "0.5", "--out", out)
+    result = r2m("merge", out, "--add", f"efs={models['efs']}", "--out", tmp_path / "three")
+    assert "The core is" in result.stderr
+    direct = r2m(
+        "merge", "--base", base, *named, "--specialist", f"efs={models['efs']}", "--rank", "0.7", "--alpha", "0.5",
+        "--out", tmp_path / "direct",
+    )  # fmt: skip
+    assert direct.returncode == 0
+    one, two = (flatten(load_detector(tmp_path / name).params) for name in ("three", "direct"))
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
+    r2m("merge", tmp_path / "three", "--remove", "efs", "--out", tmp_path / "again")
+    again, first = (flatten(load_detector(tmp_path / name).params) for name in ("again", "two"))
+    for path in first:
+        np.testing.assert_array_equal(again[path], first[path], err_msg=path)
+
+    shown = r2m("merge", tmp_path / "three", "--remove", "efs", "--out", "x", "--dry-run")
+    assert yaml.safe_load(shown.stdout)["models"].keys() == {"fs", "fr"}
+    wrong = r2m("merge", tmp_path / "three", "--remove", "nobody", "--out", tmp_path / "x", check=False)
+    assert (wrong.returncode, wrong.stderr) == (
+        2, "error: there is no specialist 'nobody' to remove; there are fs, fr, efs.\n",
+    )  # fmt: skip
+    taken = r2m("merge", tmp_path / "three", "--out", tmp_path / "two", check=False)
+    assert taken.returncode == 2
+    assert "already exists" in taken.stderr
+    (safetensors,) = safetensors_files(models["efs"])
+    safetensors.write_bytes(safetensors.read_bytes() + b" ")
+    with pytest.raises(InputError, match=r"efs/model.safetensors, of which .* was merged, has changed since"):
+        earlier_recipe(tmp_path / "three")

@@ -1,5 +1,7 @@
 """Merge fine-tuned specialists into one detector by R²M, in one jitted call. Copy and edit.
 
+`r2m merge` does the same, checks that the models belong together, and knows the other methods.
+
     python merge/r2m.py BASE SPECIALIST SPECIALIST... --out merged
 
 BASE is the model directory all specialists were fine-tuned from (`r2m convert` makes one of any CLIP checkpoint).
@@ -33,13 +35,14 @@ def main(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a base needs no head
         theta0 = load_detector(base)
-    thetas = [load_detector(path).params for path in specialists]
+    detectors = [load_detector(path) for path in specialists]
+    thetas = [detector.params for detector in detectors]
     settings: dict[str, Any] = {"rank": rank, "alpha": alpha, "centering": centering, "origin": origin}
     merge = jax.jit(partial(r2m, **settings))
     result = merge(theta0.params["backbone"], [theta["backbone"] for theta in thetas])
     for sentence in explain(result.diagnostics, [path.name for path in specialists]):
         print(sentence)
-    merged = theta0.replace_params(
+    merged = detectors[0].replace_params(  # with the processing the specialists were trained with
         {"backbone": result.params, "head": average_heads([theta["head"] for theta in thetas])}
     )
     files = [file for path in [base, *specialists] for file in safetensors_files(path)]

@@ -15,6 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from r2m_jax.errors import InputError
 from r2m_jax.parallel import shardings
 from r2m_jax.training.step import TrainState
+from r2m_jax.trees import flatten
 
 
 class RunStates:
@@ -104,25 +105,36 @@ class RunStates:
         if found is None:
             raise InputError(f"{self._folder} holds no saved state.")
         wanted = jax.eval_shape(_storable, like)
+        with _quiet():
+            described = self._checkpointer.metadata(found.step)
+        # Orbax would read leaves of another shape as far as they go.
+        stored_shapes, shapes = (
+            {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()} for tree in (described.metadata, wanted)
+        )
+        for path in sorted(shapes.keys() | stored_shapes.keys()):
+            if shapes.get(path) != stored_shapes.get(path):
+                raise InputError(
+                    f"the state at step {found.step} in {self._folder} is of another model or optimiser: {path} is "
+                    f"{_words(stored_shapes.get(path))} there and {_words(shapes.get(path))} in this recipe; use the "
+                    "recipe it was saved with, or start anew."
+                )
         target = jax.tree.map(
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             wanted,
             shardings(mesh, wanted),
         )
-        try:
-            with _quiet():
-                stored = self._checkpointer.load(found.step, target)
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"the state at step {found.step} in {self._folder} is of another model or optimiser than this recipe's "
-                f"({str(error).splitlines()[0][:200]}); use the recipe it was saved with, or start anew."
-            ) from None
-        return _restored(stored, like), dict(self._checkpointer.metadata(found.step).custom_metadata or {})
+        with _quiet():
+            stored = self._checkpointer.load(found.step, target)
+        return _restored(stored, like), dict(described.custom_metadata or {})
 
     def _unwritable(self, error: Exception) -> InputError:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0][:200]
         kept = f"the state of step {self.latest} is whole" if self.latest is not None else "no state was saved before"
         return InputError(f"the state of the run could not be saved in {self._folder} ({reason}); {kept}.")
+
+
+def _words(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
 
 
 def _storable(state: TrainState) -> dict[str, Any]:

@@ -60,6 +60,7 @@ def fit_decay(generator_images: UInt8[np.ndarray, "n h w 3"], seed: int, effort:
 
     Durall et al. found too little power there with interpolating decoders (figure 2, "Up+Conv").
     """
+    refuse_flat(generator_images)
     return {"exponent": np.asarray(np.random.default_rng((seed, 6)).uniform(-3.0, -2.0))}
 
 

@@ -57,7 +57,7 @@ def train(
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="RECIPE [KEY=VALUE]...", help="A .yaml file or a shipped recipe, and replacements in it."
+            metavar="RECIPE [KEY=VALUE]", help="A .yaml file or a shipped recipe, and replacements in it."
         ),
     ] = None,
     deepfakebench: Annotated[
@@ -91,7 +91,7 @@ def train(
 def merge(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="A .yaml file, or the directory of an earlier merge."),
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]", help="A .yaml file, or the directory of an earlier merge."),
     ] = None,
     base: Annotated[Path | None, typer.Option(help="The common pretrained origin.")] = None,
     specialist: Annotated[list[str] | None, typer.Option(help="NAME=DIR; may be repeated.")] = None,

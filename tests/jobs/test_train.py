@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboardX import SummaryWriter  # noqa: F401 - the writer the log uses
+from PIL import Image
 
 from r2m_jax import InputError, load_detector
 from r2m_jax.data.images import load_images
@@ -43,8 +43,6 @@ def scored(directory, index, method, split="test"):
 
 
 def _open(records):
-    from PIL import Image
-
     return [Image.fromarray(pixels) for pixels in load_images([r.path for r in records], 32)]
 
 

@@ -56,9 +56,7 @@ def demo(
 def train(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="RECIPE [KEY=VALUE]", help="A .yaml file or a shipped recipe, and replacements in it."
-        ),
+        typer.Argument(metavar="RECIPE [KEY=VALUE]", help="A .yaml file or a shipped recipe, and replacements in it."),
     ] = None,
     deepfakebench: Annotated[
         Path | None, typer.Option(help="Settings of a DeepfakeBench or DF40 detector .yaml, below the replacements.")

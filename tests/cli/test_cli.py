@@ -64,6 +64,7 @@ def test_scoring_does_not_load_tensorflow(detector, tmp_path):
     assert result.stdout == "(2, 2)\nFalse\n", result.stderr
 
 
+@pytest.mark.integration
 def test_convert_then_info(tiny_hf_dir, tmp_path):
     result = r2m("convert", tiny_hf_dir, tmp_path / "base")
     assert result.returncode == 0, result.stderr

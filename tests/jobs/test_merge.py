@@ -45,6 +45,7 @@ def run(recipe, **options):
     return merge(recipe, reporter=Reporter(quiet=True), **options)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("method", "parameters"),
     [

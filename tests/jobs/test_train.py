@@ -66,6 +66,7 @@ def test_a_specialist_knows_its_own_forgeries(recipe, index):
     assert any(p.stat().st_size for p in (made.directory / "tensorboard").iterdir())
 
 
+@pytest.mark.integration
 def test_the_task_vector_of_a_new_method_merges_with_others(recipe, base, index, tmp_path):
     from r2m_jax.merging import average_heads, task_arithmetic
 
@@ -87,6 +88,7 @@ def test_the_same_recipe_gives_the_same_model(recipe):
         np.testing.assert_array_equal(a, b, err_msg=path)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("source", "moved"),
     [
@@ -140,6 +142,7 @@ def test_the_best_of_validation_is_kept_and_patience_ends_the_run(recipe):
     assert made.steps == max(measured) == best + 4
 
 
+@pytest.mark.integration
 def test_the_average_is_what_is_kept(recipe):
     plain = load_detector(run(recipe("specialist", "name=plain")).directory).params
     mean = load_detector(run(recipe("specialist", "name=mean", "average=0.9")).directory).params

@@ -68,7 +68,7 @@ def close(a, b, rtol=1e-5, atol=1e-6):
 @pytest.mark.parametrize("eta", ["eff", "eq6"])
 @pytest.mark.parametrize("origin", ["theta0", "theta_avg"])
 @pytest.mark.parametrize(("centering", "k"), [("centered", 1), ("centered", 2), ("uncentered", 1), ("uncentered", 3)])
-@pytest.mark.parametrize("rank", [0.1, 0.3, 0.7])
+@pytest.mark.parametrize("rank", [pytest.param(rank, marks=pytest.mark.integration) for rank in (0.1, 0.3)] + [0.7])
 def test_r2m_against_float64(rank, centering, k, origin, eta):
     theta0 = random_tree(0)
     thetas = specialists(theta0)

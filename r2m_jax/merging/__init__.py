@@ -8,13 +8,17 @@ detectors: heads, which have no pretrained origin, are merged by :func:`average_
 from r2m_jax.merging.averaging import weight_averaging
 from r2m_jax.merging.cart import cart
 from r2m_jax.merging.diagnostics import MergeDiagnostics, explain
+from r2m_jax.merging.engine import MergeResult
 from r2m_jax.merging.heads import average_heads, merge_detectors
-from r2m_jax.merging.r2m import MergeResult, r2m
+from r2m_jax.merging.r2m import r2m
+from r2m_jax.merging.ranks import ByPattern, Energy
 from r2m_jax.merging.selection import attention_and_mlp
 from r2m_jax.merging.task_arithmetic import task_arithmetic
 from r2m_jax.merging.ties import ties
 
 __all__ = [
+    "ByPattern",
+    "Energy",
     "MergeDiagnostics",
     "MergeResult",
     "attention_and_mlp",

@@ -1,51 +1,236 @@
-"""Rank truncation of batches of matrices."""
+"""Rank truncation of batches of matrices, exact to rounding, on every platform.
+
+Of an ``m × n`` matrix only a basis of its smaller side (s = min(m, n)) is ever computed: of the singular vectors it
+keeps or of those it discards, whichever are fewer. What truncation throws away is then two matrix products, and its
+size needs one. Four ways lead to the basis:
+
+``gram``
+    Eigenvectors of the Gram matrix in float64, which resolves singular values down to 1e-8 of the largest. Trained
+    task vectors span four decades and more, where a float32 Gram matrix (3e-4) finds nothing and even a float32 SVD
+    loses the subspace at the cut (measured: docs/merging.md). Cheaper than an SVD of any precision.
+``svd``
+    Singular vectors in the matrix's own precision; what is left where float64 is not to be had (TPU).
+``randomized``
+    Range finder with power iterations (Halko, Martinsson and Tropp 2011, https://arxiv.org/abs/0909.4061): for ranks
+    far below s on spectra that decay; inexact on flat ones.
+``matmul``
+    Spectral projector by trace-correcting purification (Niklasson 2002, https://doi.org/10.1103/PhysRevB.66.155115):
+    matrix products only, for accelerators whose eigensolvers are slow. Singular values closer than about 1e-3 to those
+    at the cut are shared between both sides.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
 from r2m_jax.errors import InputError
+from r2m_jax.merging.ranks import Energy, Rank, kept_rank
+
+Kernel = Literal["auto", "gram", "svd", "randomized", "matmul"]
+
+_POWER_ITERATIONS = 6
+_OVERSAMPLING = 16
+_PURIFICATIONS = 120
+_matmul = partial(jnp.matmul, precision="highest")
 
 
-def kept_rank(rank: float | int, m: int, n: int) -> int:
-    """How many singular components an ``m × n`` matrix keeps.
+@contextmanager
+def wide_arithmetic() -> Iterator[None]:
+    """float64 inside, also while tracing a program whose inputs are float32; float32 on TPUs, which have no other."""
+    with jax.enable_x64(jax.default_backend() != "tpu"):
+        yield
 
-    A float is a ratio r of min(m, n), giving max(1, int(r·min(m, n))) as CART's code rounds it; r = 0 keeps
-    nothing and r = 1 everything. An int is a count, capped at min(m, n).
+
+def wide() -> jnp.dtype:
+    """The widest float there is: float64 inside :func:`wide_arithmetic`, except on TPUs."""
+    return jax.dtypes.canonicalize_dtype(jnp.float64)
+
+
+def choose_kernel(kernel: Kernel = "auto") -> Kernel:
+    """The kernel ``auto`` stands for on this platform: ``gram``, or ``svd`` without float64.
+
+    Measured by ``benchmarks/spectral.py``.
+    """
+    if kernel != "auto":
+        return kernel
+    return "svd" if jax.default_backend() == "tpu" else "gram"
+
+
+def keeps_basis(rank: Rank, m: int, n: int) -> bool:
+    """Whether the basis of an ``m × n`` matrix spans what is kept, not what is discarded."""
+    kept = kept_rank(rank, m, n)
+    return isinstance(rank, Energy) or 2 * kept <= min(m, n)
+
+
+def basis(matrix: Float[Array, "m n"], rank: Rank, kernel: Kernel = "auto") -> Float[Array, "s j"]:
+    """Orthonormal basis of the side s = min(m, n) of what truncation keeps, or of what it discards if that is less.
+
+    Args:
+        matrix: in float64 where there is float64 (:func:`wide_arithmetic`).
+        rank: what is kept; :func:`keeps_basis` tells which of the two comes back.
+        kernel: see the module.
+
+    Returns:
+        float32. A share of energy has no static size: its basis has s columns, those beyond the share being zero. So
+        has the projector of ``matmul``, which serves as a basis of its own range.
 
     Raises:
-        InputError: a ratio outside 0…1, or a negative count.
+        InputError: an unknown kernel, or one that cannot do this rank.
     """
-    smaller = min(m, n)
-    if isinstance(rank, int):
-        if rank < 0:
-            raise InputError(f"rank={rank} is negative; give a count ≥ 0 or a ratio as a float in 0…1.")
-        return min(rank, smaller)
-    if not 0.0 <= rank <= 1.0:
-        raise InputError(f"rank={rank} is no ratio in 0…1; give an int to mean a count.")
-    return 0 if rank == 0 else max(1, int(rank * smaller))
+    m, n = matrix.shape
+    kept, smaller, keeps = kept_rank(rank, m, n), min(m, n), keeps_basis(rank, m, n)
+    if not isinstance(rank, Energy) and kept in (0, smaller):
+        return jnp.zeros((smaller, 0), jnp.float32)
+    flat = matrix if m <= n else matrix.T
+    size = jnp.abs(flat).max()
+    flat = flat / jnp.where(size > 0, size, 1.0)  # Gram matrices square: keep clear of under- and overflow
+    kernel = choose_kernel(kernel)
+    if kernel in ("gram", "svd"):
+        vectors, values = _by_gram(flat) if kernel == "gram" else _by_svd(flat)
+        if isinstance(rank, Energy):
+            energy = jnp.cumsum(values**2) - values**2
+            found = vectors * (energy < rank.share * (values**2).sum())
+        else:
+            found = vectors[:, :kept] if keeps else vectors[:, kept:]
+    elif isinstance(rank, Energy):
+        raise InputError(f"kernel={kernel!r} finds no spectrum, which {rank} needs; use 'gram' or 'svd'.")
+    elif kernel == "randomized":
+        if not keeps:
+            raise InputError(f"kernel='randomized' is for ranks up to half of {smaller}, not {kept}; use 'gram'.")
+        found = _by_range_finder(flat, kept)
+    elif kernel == "matmul":
+        leading = _purify(flat, kept)
+        found = leading if keeps else jnp.eye(smaller, dtype=leading.dtype) - leading
+    else:
+        raise InputError(f"kernel={kernel!r} is unknown; there are auto, gram, svd, randomized and matmul.")
+    return found.astype(jnp.float32)
+
+
+def discarded(matrix: Float[Array, "m n"], found: Float[Array, "s j"], keeps: bool) -> Float[Array, "m n"]:
+    """What truncation throws away, W - W_r, in the dtype of ``matrix``.
+
+    Args:
+        matrix: W.
+        found: of :func:`basis`.
+        keeps: of :func:`keeps_basis`.
+    """
+    found = found.astype(matrix.dtype)
+    if matrix.shape[0] <= matrix.shape[1]:
+        part = _matmul(found, _matmul(found.T, matrix))
+    else:
+        part = _matmul(_matmul(matrix, found), found.T)
+    return matrix - part if keeps else part
 
 
 def discarded_tail(
-    matrices: Float[Array, "*batch m n"], rank: int
-) -> tuple[Float[Array, "*batch m n"], Float[Array, "*batch s"]]:
-    """What truncation to ``rank`` singular components throws away, and the whole spectrum.
+    matrices: Float[Array, "*batch m n"], rank: Rank, kernel: Kernel = "auto"
+) -> Float[Array, "*batch m n"]:
+    """What truncation to ``rank`` singular components throws away, of every matrix of a batch, in float32.
 
-    The tail W - W_r rather than W_r: centred residuals cancel in their sum, so a merge built from the kept parts
+    The tail W - W_r rather than W_r: residuals of specialists cancel in their sum, so a merge built from the kept parts
     would amplify their rounding errors about tenfold, one built from the tails does not.
-
-    Returns:
-        The tail in float32, and the singular values in descending order (s = min(m, n)).
     """
+    *_, m, n = matrices.shape
+
+    def one(matrix: Float[Array, "m n"]) -> Array:
+        wide_matrix = matrix.astype(wide())
+        return discarded(wide_matrix, basis(wide_matrix, rank, kernel), keeps_basis(rank, m, n)).astype(jnp.float32)
+
+    with wide_arithmetic():
+        return one_by_one(one, matrices.reshape(-1, m, n)).reshape(matrices.shape)
+
+
+def spectrum(matrices: Float[Array, "*batch m n"]) -> Float[Array, "*batch s"]:
+    """Singular values in descending order, without vectors: roots of the Gram matrix's eigenvalues, in float32."""
     *batch, m, n = matrices.shape
 
-    def one(matrix: Float[Array, "m n"]) -> tuple[Array, Array]:
-        u, s, vt = jnp.linalg.svd(matrix.astype(jnp.float32), full_matrices=False)
-        return jnp.matmul(u[:, rank:] * s[rank:], vt[rank:], precision="highest"), s
+    def one(matrix: Float[Array, "m n"]) -> Array:
+        matrix = matrix.astype(wide())
+        flat = matrix if m <= n else matrix.T
+        size = jnp.abs(flat).max()
+        flat = flat / jnp.where(size > 0, size, 1.0)
+        values = jnp.linalg.eigvalsh(_matmul(flat, flat.T))[::-1]
+        return (jnp.sqrt(jnp.maximum(values, 0.0)) * size).astype(jnp.float32)
 
-    # One matrix at a time: a batched LAPACK call on the CPU spreads over the thread pool and waits there for its parts,
-    # and two such calls in flight (two leaves, or two merges) on two cores wait for each other for ever.
-    tails, spectra = jax.lax.map(one, matrices.reshape(-1, m, n))
-    return tails.reshape(matrices.shape), spectra.reshape(*batch, min(m, n))
+    with wide_arithmetic():
+        return one_by_one(one, matrices.reshape(-1, m, n)).reshape(*batch, min(m, n))
+
+
+def one_by_one(function: Callable[..., Array], *batched: Array, mesh: Mesh | None = None) -> Array:
+    """Map ``function`` over the leading axis, each device of a mesh taking its share, one matrix at a time.
+
+    One at a time because a batched LAPACK call on the CPU spreads over the thread pool and waits there for its parts,
+    and two such calls in flight (two leaves, or two merges) on two cores wait for each other for ever; nothing is lost,
+    as such a batch does not run faster. A batch that does not divide is filled up with zeros and cut again.
+    """
+    if mesh is None or mesh.size == 1:
+        return jax.lax.map(lambda arguments: function(*arguments), batched)
+    count = batched[0].shape[0]
+    missing = -count % mesh.size
+    filled = [jnp.concatenate([a, jnp.zeros((missing, *a.shape[1:]), a.dtype)]) if missing else a for a in batched]
+    over_all = PartitionSpec(mesh.axis_names)
+    spread = jax.shard_map(
+        lambda *parts: jax.lax.map(lambda arguments: function(*arguments), parts),
+        mesh=mesh,
+        in_specs=over_all,
+        out_specs=over_all,
+    )
+    return spread(*filled)[:count]
+
+
+def _by_gram(flat: Float[Array, "s n"]) -> tuple[Float[Array, "s s"], Float[Array, " s"]]:
+    values, vectors = jnp.linalg.eigh(_matmul(flat, flat.T))
+    return vectors[:, ::-1], jnp.sqrt(jnp.maximum(values[::-1], 0.0))
+
+
+def _by_svd(flat: Float[Array, "s n"]) -> tuple[Float[Array, "s s"], Float[Array, " s"]]:
+    vectors, values, _ = jnp.linalg.svd(flat, full_matrices=False)
+    return vectors, values
+
+
+def _by_range_finder(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s k"]:
+    smaller = flat.shape[0]
+    tried = min(smaller, kept + _OVERSAMPLING)
+    # A fixed key: the same matrix gives the same basis, whatever else is merged beside it.
+    start = jax.random.normal(jax.random.key(0), (smaller, tried), flat.dtype)
+
+    def improve(_: int, found: Float[Array, "s t"]) -> Array:
+        return jnp.linalg.qr(_matmul(flat, _matmul(flat.T, found)))[0]
+
+    found = jax.lax.fori_loop(0, _POWER_ITERATIONS, improve, jnp.linalg.qr(start)[0])
+    inner, _ = _by_gram(_matmul(found.T, flat))
+    return _matmul(found, inner[:, :kept])
+
+
+def _purify(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s s"]:
+    """Projector onto the leading ``kept`` left singular vectors."""
+    gram = _matmul(flat, flat.T)
+    smaller = gram.shape[0]
+    # Gershgorin's bound scales the spectrum into 0…1; x² pushes eigenvalues down, 2x - x² up, whichever brings the
+    # trace nearer to the rank, until all are 0 or 1.
+    highest = jnp.abs(gram).sum(axis=1).max()
+    # A trace of the identity keeps rounding from making an eigenvalue negative, which 2x - x² would blow up.
+    start = gram / jnp.where(highest > 0, highest, 1.0) + 1e3 * jnp.finfo(gram.dtype).eps * jnp.eye(smaller)
+
+    def unsettled(state: tuple[Array, Array, Array]) -> Array:
+        step, _, distance = state
+        return (step < _PURIFICATIONS) & (distance > 1e-9 * smaller)
+
+    def purify(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        step, current, _ = state
+        square = _matmul(current, current)
+        trace, of_square = jnp.trace(current), jnp.trace(square)
+        down = jnp.abs(of_square - kept) < jnp.abs(2 * trace - of_square - kept)
+        after = jnp.where(down, square, 2 * current - square)
+        return step + 1, (after + after.T) / 2, jnp.abs(trace - of_square) + jnp.abs(trace - kept)
+
+    first = (jnp.zeros((), jnp.int32), start, jnp.asarray(jnp.inf, start.dtype))
+    return jax.lax.while_loop(unsettled, purify, first)[1]

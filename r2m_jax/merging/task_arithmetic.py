@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import jax.numpy as jnp
+import numpy as np
 
 from r2m_jax.errors import InputError
-from r2m_jax.merging.selection import Select, attention_and_mlp
-from r2m_jax.merging.task_vectors import add_to, combine, task_vectors
+from r2m_jax.merging.averaging import shares
+from r2m_jax.merging.engine import Coefficients, run
+from r2m_jax.merging.ranks import ByPattern, Rank, setting_at
+from r2m_jax.merging.selection import Select, Unit, attention_and_mlp
+from r2m_jax.merging.statistics import Entry, Statistics
 
 Tree = Any
 
 
+@dataclass(frozen=True)
+class TaskArithmetic:
+    """θ₀ + α Σ τᵢ, or α times their mean."""
+
+    alpha: float | ByPattern[float] = 1.0
+    reduce: Literal["mean", "sum"] = "mean"
+    given: tuple[float, ...] | None = None
+    measures = False
+
+    def __post_init__(self) -> None:
+        if self.reduce not in ("sum", "mean"):
+            raise InputError(f"reduce={self.reduce!r} is unknown; task arithmetic reduces by 'mean' or 'sum'.")
+
+    def weights(self, count: int) -> np.ndarray:
+        """Of the specialists in a mean; times their number in a sum."""
+        return shares(self.given, count)
+
+    def rank_at(self, unit: Unit) -> Rank | None:
+        """Nothing is truncated."""
+        return None
+
+    def resolve(self, statistics: Statistics, where: Sequence[Entry]) -> tuple[Coefficients, None]:
+        """α of every entry, shared out."""
+        rows, count = statistics.kept.shape
+        each = self.weights(count) * (count if self.reduce == "sum" else 1)
+        alpha = np.asarray([setting_at(self.alpha, entry.name) for entry in where])
+        return Coefficients(alpha[:, None] * each, np.zeros((rows, count))), None
+
+
 def task_arithmetic(
     theta0: Tree,
-    thetas: Sequence[Tree],
+    thetas: Sequence[Tree] | Tree,
     *,
-    alpha: float = 1.0,
+    alpha: float | ByPattern[float] = 1.0,
     reduce: Literal["mean", "sum"] = "mean",
+    variant: Literal["original", "paper"] | None = None,
+    weights: Sequence[float] | None = None,
     select: Select = attention_and_mlp,
 ) -> Tree:
     """Add scaled task vectors to the origin.
@@ -30,16 +65,22 @@ def task_arithmetic(
 
     Args:
         theta0: the pretrained origin; gives the result its dtypes.
-        thetas: N specialists of the same structure.
+        thetas: N specialists of the same structure, or their leaves stacked.
         alpha: scale; the paper sweeps 0.5 and 1.
         reduce: ``"mean"`` or ``"sum"``.
+        variant: ``"original"`` or ``"paper"``, instead of ``reduce``.
+        weights: one number ≥ 0 per specialist; they are scaled to a mean of 1.
         select: unused, all leaves are treated alike; taken because all methods take it.
 
     Raises:
-        InputError: no specialist, differing trees, or an unknown ``reduce``.
+        InputError: no specialist, differing trees, or a setting that is unknown or out of range.
     """
-    if reduce not in ("mean", "sum"):
-        raise InputError(f"reduce={reduce!r} is unknown; task arithmetic reduces by 'mean' or 'sum'.")
-    vectors = task_vectors(theta0, thetas)
-    each = alpha / len(thetas) if reduce == "mean" else alpha
-    return add_to(theta0, combine(vectors, jnp.full(len(thetas), each, jnp.float32)))
+    if variant is not None:
+        if variant not in _VARIANTS:
+            raise InputError(f"variant={variant!r} is unknown; task arithmetic knows 'original' and 'paper'.")
+        reduce = _VARIANTS[variant]
+    method = TaskArithmetic(alpha, reduce, None if weights is None else tuple(weights))
+    return run(method, theta0, thetas, select=select)[0]
+
+
+_VARIANTS: dict[str, Literal["mean", "sum"]] = {"original": "sum", "paper": "mean"}

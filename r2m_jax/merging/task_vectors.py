@@ -1,4 +1,4 @@
-"""Task vectors τᵢ = θᵢ - θ₀ (Ilharco et al. 2022, https://arxiv.org/abs/2212.04089) and the algebra on them."""
+"""Task vectors τᵢ = θᵢ - θ₀ (Ilharco et al. 2022, https://arxiv.org/abs/2212.04089) in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from r2m_jax.errors import InputError
 from r2m_jax.trees import same_structure
@@ -35,33 +35,6 @@ def task_vectors(theta0: Tree, thetas: Sequence[Tree]) -> Tree:
 def add_to(theta0: Tree, update: Tree) -> Tree:
     """Return θ₀ + update, added in float32 and stored in the dtype of θ₀."""
     return jax.tree.map(lambda origin, leaf: (_float32(origin) + leaf).astype(origin.dtype), theta0, update)
-
-
-def combine(stacked: Tree, coefficients: Float[Array, n]) -> Tree:
-    """Return Σᵢ cᵢ·leafᵢ over the leading axis of every leaf."""
-    return jax.tree.map(lambda leaf: jnp.tensordot(coefficients, leaf, 1, precision="highest"), stacked)
-
-
-def gram(stacked: Tree, other: Tree | None = None) -> Float[Array, "n m"]:
-    """Inner products of whole trees, Gᵢⱼ = ⟨aᵢ, bⱼ⟩, summed over leaves in float32.
-
-    ``other`` defaults to ``stacked`` itself.
-    """
-    products = jax.tree.map(
-        lambda a, b: jnp.matmul(
-            a.reshape(a.shape[0], -1),
-            b.reshape(b.shape[0], -1).T,
-            precision="highest",
-        ),
-        stacked,
-        stacked if other is None else other,
-    )
-    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
-
-
-def squared_norm(tree: Tree) -> Float[Array, ""]:
-    """Squared Euclidean norm of all leaves together."""
-    return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
 def _float32(leaf: Array) -> Array:

@@ -47,40 +47,58 @@ def ties(
     Raises:
         InputError: no specialist, differing trees, or a setting out of range.
     """
-    if variant not in ("original", "paper"):
-        raise InputError(f"variant={variant!r} is unknown; TIES takes 'original' or 'paper'.")
-    if not 0 < density <= 1:
-        raise InputError(f"density={density} is no share of entries; give a number above 0 and up to 1.")
+    check(density, variant)
     vectors = task_vectors(theta0, thetas)
-    trimmed = _trim(vectors, density)
-    votes = jax.tree.map(lambda leaf: jnp.sign(leaf.sum(axis=0)), trimmed)
-    majority = jnp.sign(sum((vote.sum() for vote in jax.tree.leaves(votes)), start=jnp.zeros(())))
-
-    def merged(leaf: Float[Array, "n ..."], vote: Float[Array, ...]) -> Array:
-        elected = jnp.where(vote == 0, majority, vote)
-        agreeing = jnp.where(jnp.where(elected > 0, leaf > 0, leaf < 0), leaf, 0.0)
-        if variant == "paper":
-            return agreeing.sum(axis=0)
-        return agreeing.sum(axis=0) / jnp.maximum((agreeing != 0).sum(axis=0), 1)
-
-    update = jax.tree.map(lambda leaf, vote: scale * merged(leaf, vote), trimmed, votes)
+    leaves = jax.tree.leaves(vectors)
+    thresholds = kth_largest(leaves, kept_entries(sum(leaf[0].size for leaf in leaves), density))
+    trimmed = jax.tree.map(lambda leaf: trim(leaf, thresholds), vectors)
+    majority = jnp.sign(sum((vote(leaf).sum() for leaf in jax.tree.leaves(trimmed)), start=jnp.zeros(())))
+    update = jax.tree.map(lambda leaf: scale * agreed(leaf, majority, variant), trimmed)
     if variant == "paper":
         update = jax.tree.map(lambda leaf, vector: leaf + vector.mean(axis=0), update, vectors)
     return add_to(theta0, update)
 
 
-def _trim(vectors: Tree, density: float) -> Tree:
-    """Entries at least as large as the smallest of each task vector's ``density`` largest; zero elsewhere."""
-    leaves = jax.tree.leaves(vectors)
-    size = sum(leaf[0].size for leaf in leaves)
-    kept = max(1, int(size * density))
-    thresholds = kth_largest(leaves, kept)
+def check(density: float, variant: str) -> None:
+    """Raise what is wrong with the settings."""
+    if variant not in ("original", "paper"):
+        raise InputError(f"variant={variant!r} is unknown; TIES takes 'original' or 'paper'.")
+    if not 0 < density <= 1:
+        raise InputError(f"density={density} is no share of entries; give a number above 0 and up to 1.")
 
-    def trim(leaf: Float[Array, "n ..."]) -> Array:
-        least = thresholds.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return jnp.where(jnp.abs(leaf) >= least, leaf, 0.0)
 
-    return jax.tree.map(trim, vectors)
+def kept_entries(size: int, density: float) -> int:
+    """How many entries of a task vector stay."""
+    return max(1, int(size * density))
+
+
+def trim(stack: Float[Array, " n *shape"], thresholds: Float[Array, " n"]) -> Float[Array, " n *shape"]:
+    """Entries at least as large as the threshold of their task vector; zero elsewhere."""
+    least = thresholds.reshape(-1, *(1,) * (stack.ndim - 1))
+    return jnp.where(jnp.abs(stack) >= least, stack, 0.0)
+
+
+def vote(trimmed: Float[Array, " n *shape"]) -> Float[Array, " *shape"]:
+    """The sign of the sum at every place; 0 where nothing is left or it cancels."""
+    return jnp.sign(trimmed.sum(axis=0))
+
+
+def agreed(
+    trimmed: Float[Array, " n *shape"], majority: Float[Array, ""], variant: Literal["original", "paper"]
+) -> Float[Array, " *shape"]:
+    """What has the elected sign: its mean (``original``) or its sum (``paper``).
+
+    Args:
+        trimmed: of all task vectors.
+        majority: the sign that places without one take.
+        variant: see :func:`ties`.
+    """
+    votes = vote(trimmed)
+    elected = jnp.where(votes == 0, majority, votes)
+    agreeing = jnp.where(jnp.where(elected > 0, trimmed > 0, trimmed < 0), trimmed, 0.0)
+    if variant == "paper":
+        return agreeing.sum(axis=0)
+    return agreeing.sum(axis=0) / jnp.maximum((agreeing != 0).sum(axis=0), 1)
 
 
 def kth_largest(leaves: Sequence[Float[Array, "n ..."]], k: int) -> Float[Array, " n"]:

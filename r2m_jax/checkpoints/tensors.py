@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -89,20 +90,31 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}); fetch or write it again.") from None
-    return {name: _stored(path, name, *header) for name, header in headers.items()}
+    places = _offsets(path)
+    return {name: _stored(path, name, *header, places[name]) for name, header in headers.items()}
 
 
-def _stored(path: Path, name: str, shape: tuple[int, ...], code: str) -> LazyTensor:
+def _offsets(path: Path) -> dict[str, int]:
+    """Where every tensor starts in a file that safetensors found whole: 8 bytes of length, a JSON header, the data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+
+
+def _stored(path: Path, name: str, shape: tuple[int, ...], code: str, offset: int) -> LazyTensor:
     if code not in _DTYPES:
         raise InputError(f"{path}: {name} is stored as {code}, which is not supported; convert it to F32 or BF16.")
+    dtype = np.dtype(_DTYPES[code])
 
     def load(rows: slice | None) -> np.ndarray:
-        from safetensors import safe_open
+        if not math.prod(shape):
+            return np.empty(shape, dtype)[rows or slice(None)]
+        # A map of its own for every read: pages of a map that lives on would count as the process's memory.
+        mapped = np.memmap(path, dtype, "r", offset, shape)
+        return np.array(mapped if rows is None else mapped[rows])
 
-        with safe_open(path, framework="numpy") as file:
-            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
-
-    return LazyTensor(shape, np.dtype(_DTYPES[code]), load)
+    return LazyTensor(shape, dtype, load)
 
 
 def _open_shards(index: Path) -> dict[str, LazyTensor]:
@@ -148,31 +160,87 @@ def write_safetensors(
 ) -> None:
     """Write tensors as one file, or as shards of at most ``max_shard_bytes`` plus their index.
 
-    One shard at a time is in memory. A tensor larger than the limit gets a shard of its own.
+    One tensor at a time is in memory. A tensor larger than the limit gets a shard of its own.
     """
-    from safetensors.numpy import save_file
-
-    shards = _split(tensors, max_shard_bytes)
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, start=1):
-        file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {name: np.ascontiguousarray(tensors[name].read()) for name in names}
-        # transformers refuses files whose metadata does not say which framework's layout they hold.
-        save_file(arrays, Path(directory) / file, metadata={"format": "pt"})
-        # save_file makes files only their owner can read; the directory's own permissions should decide.
-        (Path(directory) / file).chmod(Path(directory).stat().st_mode & 0o666)
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(_bytes(tensor) for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (Path(directory) / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    writer = SafetensorsWriter(directory, tensors, max_shard_bytes)
+    for name, tensor in tensors.items():
+        writer.write(name, tensor.read())
+    writer.close()
 
 
-def _bytes(tensor: LazyTensor) -> int:
+class SafetensorsWriter:
+    """Files whose tensors are written in any order, in parts, straight to their place.
+
+    Args:
+        directory: where ``model.safetensors`` or its shards and index appear, at once and full of holes.
+        tensors: shapes and dtypes by name (:class:`LazyTensor` or anything alike).
+        max_shard_bytes: larger models are split; a tensor larger than that gets a shard of its own.
+    """
+
+    def __init__(self, directory: Path, tensors: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES):
+        self._tensors = dict(tensors)
+        self._places: dict[str, tuple[Path, int]] = {}
+        self._left = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
+        shards = _split(tensors, max_shard_bytes)
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(shards, start=1):
+            file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            self._places |= _lay_out(Path(directory) / file, {name: tensors[name] for name in names})
+            weight_map |= dict.fromkeys(names, file)
+        if len(shards) > 1:
+            total = sum(_bytes(tensor) for tensor in tensors.values())
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+            (Path(directory) / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def write(self, name: str, values: np.ndarray, row: int = 0) -> None:
+        """Put a tensor, or its rows from ``row`` on, where it belongs.
+
+        Raises:
+            InputError: the disk is full or fails.
+        """
+        tensor, (path, offset) = self._tensors[name], self._places[name]
+        values = np.ascontiguousarray(values, tensor.dtype)
+        assert values.shape[1:] == tensor.shape[1:], (name, values.shape, tensor.shape)
+        within = row * math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+        try:
+            with path.open("r+b") as file:
+                file.seek(offset + within)
+                file.write(values.reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+        self._left[name] -= values.size
+
+    def close(self) -> None:
+        """Check that nothing is missing."""
+        missing = [name for name, left in self._left.items() if left]
+        assert not missing, f"never written: {names_in_words(missing)}"
+
+
+def _lay_out(path: Path, tensors: Mapping[str, Any]) -> dict[str, tuple[Path, int]]:
+    """Make a safetensors file with its header and room for the data; where every tensor goes."""
+    codes = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+    # transformers refuses files whose metadata does not say which framework's layout they hold.
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    # Wide dtypes first, as safetensors' own writer does, so that every tensor is aligned.
+    for name in sorted(tensors, key=lambda each: -tensors[each].dtype.itemsize):
+        tensor = tensors[name]
+        end = at + _bytes(tensor)
+        header[name] = {"dtype": codes[np.dtype(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + at)
+    return {name: (path, 8 + len(text) + header[name]["data_offsets"][0]) for name in tensors}
+
+
+def _bytes(tensor: Any) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _split(tensors: Mapping[str, LazyTensor], limit: int) -> list[list[str]]:
+def _split(tensors: Mapping[str, Any], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     used = 0
     for name, tensor in tensors.items():

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from r2m_jax.checkpoints.tensors import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
     LazyTensor,
+    SafetensorsWriter,
     open_safetensors,
     safetensors_files,
-    write_safetensors,
 )
 from r2m_jax.errors import InputError
 from r2m_jax.models import Params, TowerOptions, check_config, parameter_shapes
@@ -74,6 +75,19 @@ def open_weights(directory: Path) -> dict[str, LazyTensor]:
     return open_safetensors(files[0])
 
 
+def open_detector_weights(directory: Path) -> dict[str, LazyTensor]:
+    """The tensors that make a detector, unread, by their names without :data:`~r2m_jax.checkpoints.names.PREFIX`.
+
+    Files are written with the prefix and without it (transformers changed its mind); what some carry beside a tower and
+    a head (the projection, position numbers) is left out.
+    """
+    return {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in open_weights(directory).items()
+        if name != PROJECTION and not name.endswith("embeddings.position_ids")
+    }
+
+
 def load_detector(path: str | Path, *, dtype: str | None = "float32", options: TowerOptions | None = None) -> Detector:
     """Load a model directory.
 
@@ -100,11 +114,7 @@ def load_detector(path: str | Path, *, dtype: str | None = "float32", options: T
         what = "is a file" if directory.exists() else "does not exist"
         raise InputError(f"{directory} {what}; give a model directory (`r2m convert` makes one).")
     config = read_config(directory)
-    stored = {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in open_weights(directory).items()
-        if name != PROJECTION and not name.endswith("embeddings.position_ids")
-    }
+    stored = open_detector_weights(directory)
     shapes = parameter_shapes(config)
     has_head = any(name.startswith("head.") for name in stored)
     if not has_head:
@@ -117,7 +127,7 @@ def load_detector(path: str | Path, *, dtype: str | None = "float32", options: T
         cast(params, dtype),
         preprocessing.read_processor(directory),
         options=options,
-        provenance=_read_provenance(directory),
+        provenance=read_provenance(directory),
     )
 
 
@@ -132,7 +142,8 @@ def cast(params: Mapping[str, Any], dtype: str | None) -> Params:
     }
 
 
-def _read_provenance(directory: Path) -> dict[str, Any]:
+def read_provenance(directory: Path) -> dict[str, Any]:
+    """What made a model directory (its ``r2m.json``); empty where that is not recorded."""
     path = directory / provenance.FILE
     return read_json_object(path) if path.exists() else {}
 
@@ -183,13 +194,46 @@ def write_directory(
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the four files of a model directory from tensors already in Hugging Face names and layout."""
+    with directory_in_parts(
+        path, config=config, tensors=tensors, processor=processor, overwrite=overwrite, max_shard_bytes=max_shard_bytes
+    ) as (writer, made):
+        for name, tensor in tensors.items():
+            writer.write(name, tensor.read())
+        made.update(provenance)
+
+
+@contextmanager
+def directory_in_parts(
+    path: Path,
+    *,
+    config: Any,
+    tensors: Mapping[str, Any],
+    processor: Any,
+    overwrite: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Iterator[tuple[SafetensorsWriter, dict[str, Any]]]:
+    """A model directory whose tensors are written in any order; it appears when the block ends, whole.
+
+    Args:
+        path, config, processor, overwrite, max_shard_bytes: as in :func:`write_directory`.
+        tensors: their shapes and dtypes, in Hugging Face names and layout.
+
+    Yields:
+        What tensors are written to, and the provenance, to be filled.
+
+    Raises:
+        InputError: the place is taken or cannot be written.
+    """
     settings = config.to_dict() | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    made: dict[str, Any] = {}
     with atomic_directory(path, overwrite) as aside:
-        write_safetensors(aside, tensors, max_shard_bytes)
+        writer = SafetensorsWriter(aside, tensors, max_shard_bytes)
+        yield writer, made
+        writer.close()
         for file, content in (
             (CONFIG_FILE, settings),
             (preprocessing.FILE, preprocessing.processor_settings(processor)),
-            ("r2m.json", dict(provenance)),
+            (provenance.FILE, made),
         ):
             (aside / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -204,11 +248,14 @@ __all__ = [
     "INDEX_FILE",
     "PROJECTION",
     "cast",
+    "directory_in_parts",
     "dtype_summary",
     "load_detector",
+    "open_detector_weights",
     "open_weights",
     "read_config",
     "read_json_object",
+    "read_provenance",
     "save_detector",
     "write_directory",
 ]

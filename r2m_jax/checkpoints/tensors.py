@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -38,6 +38,13 @@ _DTYPES = {
 }
 
 
+class ShapeDtype(NamedTuple):
+    """A tensor that is yet to be written."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
 @dataclass(frozen=True)
 class LazyTensor:
     """A tensor known by shape and dtype and read on demand.
@@ -46,15 +53,24 @@ class LazyTensor:
         shape: of the whole tensor.
         dtype: NumPy dtype as stored (bfloat16 through ml_dtypes).
         load: reads a slice of the leading axis, or everything for ``None``.
+        load_into: the same into an array of the dtype stored, contiguous; None where that saves nothing.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     load: Callable[[slice | None], np.ndarray]
+    load_into: Callable[[slice | None, np.ndarray], None] | None = None
 
     def read(self, rows: slice | None = None) -> np.ndarray:
         """The tensor, or only ``rows`` of its leading axis (nothing else is read from disk)."""
         return self.load(rows)
+
+    def read_into(self, out: np.ndarray, rows: slice | None = None) -> None:
+        """Fill ``out``, an array of as many values, in place; of another dtype, they are converted."""
+        if self.load_into is not None and out.dtype == self.dtype and out.flags.c_contiguous:
+            self.load_into(rows, out)
+        else:
+            out[...] = self.read(rows).reshape(out.shape)
 
     @classmethod
     def of(cls, array: np.ndarray) -> LazyTensor:
@@ -107,14 +123,27 @@ def _stored(path: Path, name: str, shape: tuple[int, ...], code: str, offset: in
         raise InputError(f"{path}: {name} is stored as {code}, which is not supported; convert it to F32 or BF16.")
     dtype = np.dtype(_DTYPES[code])
 
-    def load(rows: slice | None) -> np.ndarray:
-        if not math.prod(shape):
-            return np.empty(shape, dtype)[rows or slice(None)]
-        # A map of its own for every read: pages of a map that lives on would count as the process's memory.
-        mapped = np.memmap(path, dtype, "r", offset, shape)
-        return np.array(mapped if rows is None else mapped[rows])
+    width = math.prod(shape[1:]) * dtype.itemsize
 
-    return LazyTensor(shape, dtype, load)
+    def load_into(rows: slice | None, out: np.ndarray) -> None:
+        start = 0 if rows is None else rows.indices(shape[0])[0]
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset + start * width)
+            left = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+            while left:  # the kernel reads at most 2 GiB at a time
+                got = file.readinto(left)
+                if not got:
+                    raise InputError(f"{path} ends before {name} does; fetch or write it again.")
+                left = left[got:]
+
+    def load(rows: slice | None) -> np.ndarray:
+        first, last, step = (slice(None) if rows is None or not shape else rows).indices(shape[0] if shape else 1)
+        assert step == 1, "rows are read one after the other"
+        out = np.empty((last - first, *shape[1:]) if shape else shape, dtype)
+        load_into(rows, out)
+        return out
+
+    return LazyTensor(shape, dtype, load, load_into)
 
 
 def _open_shards(index: Path) -> dict[str, LazyTensor]:
@@ -153,19 +182,6 @@ def safetensors_files(directory: Path) -> list[Path]:
     if single.exists():
         return [single]
     raise InputError(f"{directory} is not a model directory: it has neither {SINGLE_FILE} nor {INDEX_FILE}.")
-
-
-def write_safetensors(
-    directory: Path, tensors: Mapping[str, LazyTensor], max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Write tensors as one file, or as shards of at most ``max_shard_bytes`` plus their index.
-
-    One tensor at a time is in memory. A tensor larger than the limit gets a shard of its own.
-    """
-    writer = SafetensorsWriter(directory, tensors, max_shard_bytes)
-    for name, tensor in tensors.items():
-        writer.write(name, tensor.read())
-    writer.close()
 
 
 class SafetensorsWriter:

@@ -96,17 +96,28 @@ def merge(
     method: Annotated[
         str | None, typer.Option(help="weight_averaging, task_arithmetic, ties, cart or r2m (the default).")
     ] = None,
-    rank: Annotated[str | None, typer.Option(help="r2m, cart: a ratio (0.7) or a count (100).")] = None,
+    rank: Annotated[str | None, typer.Option(help="r2m, cart: a ratio (0.7), a count (100) or energy:0.9.")] = None,
     alpha: Annotated[float | None, typer.Option(help="r2m, task_arithmetic.")] = None,
     k: Annotated[int | None, typer.Option(help="r2m: core directions.")] = None,
     centering: Annotated[str | None, typer.Option(help="r2m: centered or uncentered.")] = None,
     origin: Annotated[str | None, typer.Option(help="r2m: theta0 or theta_avg.")] = None,
     eta: Annotated[str | None, typer.Option(help="r2m: eff or eq6.")] = None,
+    scope: Annotated[str | None, typer.Option(help="r2m: core and eta over global, leaf or block.")] = None,
+    norm_matching: Annotated[str | None, typer.Option(help="r2m: residuals' norms equal globally or per leaf.")] = None,
     density: Annotated[float | None, typer.Option(help="ties: share of entries kept.")] = None,
     scale: Annotated[float | None, typer.Option(help="ties, cart.")] = None,
     reduce: Annotated[str | None, typer.Option(help="task_arithmetic, cart: sum or mean.")] = None,
-    variant: Annotated[str | None, typer.Option(help="ties: original or paper.")] = None,
-    head: Annotated[str | None, typer.Option(help="average (the default), or a specialist's name.")] = None,
+    variant: Annotated[str | None, typer.Option(help="original or paper, where they differ.")] = None,
+    fused_qkv: Annotated[
+        bool | None, typer.Option("--fused-qkv", help="r2m, cart: truncate query, key and value as one matrix.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="average (the default), norm_matched, or a specialist's name.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the base's when omitted.")] = None,
+    memory: Annotated[int | None, typer.Option(help="Budget in MiB for the parameters being worked on.")] = None,
+    screen: Annotated[bool, typer.Option("--screen", help="Warn of broken or poisoned specialists first.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse what the screen finds.")] = False,
     out: Annotated[Path | None, typer.Option(help="Model directory to make.")] = None,
     add: Annotated[list[str] | None, typer.Option(help="NAME=DIR to put beside those of an earlier merge.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="NAME to leave out of an earlier merge.")] = None,
@@ -116,20 +127,38 @@ def merge(
     """Merge specialists into one model, without training."""
     from r2m_jax.cli.merge import run
 
-    number = None if rank is None else int(rank) if rank.isdigit() else rank
     run(
         arguments or [],
         specialists=specialist or [],
         add=add or [],
         remove=remove or [],
-        flags={"base": base, "method": method, "head": head, "out": out},
+        flags={
+            "base": base, "method": method, "head": head, "dtype": dtype, "memory": memory, "out": out,
+            "screen": "refuse" if strict else "warn" if screen else None,
+        },
         parameters={
-            "rank": number, "alpha": alpha, "k": k, "centering": centering, "origin": origin, "eta": eta,
-            "density": density, "scale": scale, "reduce": reduce, "variant": variant,
+            "rank": rank, "alpha": alpha, "k": k, "centering": centering, "origin": origin, "eta": eta,
+            "scope": scope, "norm_matching": norm_matching, "density": density, "scale": scale, "reduce": reduce,
+            "variant": variant, "fused_qkv": fused_qkv,
         },
         overwrite=overwrite,
         dry_run=dry_run,
     )  # fmt: skip
+
+
+@app.command()
+def sweep(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]", help="A .yaml file, or `paper` for the paper's grids.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Directory for table, maps, scores and the best recipe.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+) -> None:
+    """Try a grid of mergers from one factorisation, score each on validation images, keep the best recipe."""
+    from r2m_jax.cli.sweep import run
+
+    run(arguments, out=out, overwrite=overwrite, dry_run=dry_run)
 
 
 @app.command()

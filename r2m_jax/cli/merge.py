@@ -10,6 +10,7 @@ import yaml
 
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.merge import earlier_recipe, merge
+from r2m_jax.parallel import keep_freed_memory, one_device_per_core
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes import load_recipe
 from r2m_jax.recipes.merging import MergeRecipe
@@ -56,6 +57,8 @@ def run(
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
         return
     reporter = Reporter()
+    one_device_per_core()
+    keep_freed_memory()
     made = merge(recipe, reporter=reporter, overwrite=overwrite)
     for sentence in made.sentences:
         reporter.say(sentence)

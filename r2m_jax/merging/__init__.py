@@ -9,7 +9,7 @@ from r2m_jax.merging.averaging import weight_averaging
 from r2m_jax.merging.cart import cart
 from r2m_jax.merging.diagnostics import MergeDiagnostics, explain
 from r2m_jax.merging.engine import MergeResult
-from r2m_jax.merging.heads import average_heads, merge_detectors
+from r2m_jax.merging.heads import average_heads, merge_detectors, norm_matched_heads
 from r2m_jax.merging.r2m import r2m
 from r2m_jax.merging.ranks import ByPattern, Energy
 from r2m_jax.merging.selection import attention_and_mlp
@@ -26,6 +26,7 @@ __all__ = [
     "cart",
     "explain",
     "merge_detectors",
+    "norm_matched_heads",
     "r2m",
     "task_arithmetic",
     "ties",

@@ -25,16 +25,17 @@ from r2m_jax.errors import InputError
 from r2m_jax.merging.diagnostics import MergeDiagnostics
 from r2m_jax.merging.ranks import Rank, every_value, kept_rank
 from r2m_jax.merging.selection import Select, Unit, path_of, units
-from r2m_jax.merging.spectral import Kernel, keeps_basis, wide, wide_arithmetic
+from r2m_jax.merging.spectral import Kernel, keeps_basis, one_by_one, wide, wide_arithmetic
 from r2m_jax.merging.statistics import (
     Entry,
     Statistics,
     bases_of,
     concatenate,
     entries,
+    mean_vector,
     measure_matrices,
     measure_plain,
-    residuals,
+    residual,
     tails_of,
 )
 from r2m_jax.trees import same_structure
@@ -87,12 +88,12 @@ def check_count(method: Method, count: int) -> np.ndarray:
 def measure(
     weights: Float[Array, " n"],
     rank: Rank | None,
-    theta0: Float[Array, l * shape],
-    thetas: Float[Array, "n l *shape"],
+    theta0: Float[Array, " l *shape"],
+    thetas: Float[Array, " l n *shape"],
     *,
     kernel: Kernel = "auto",
     mesh: Mesh | None = None,
-) -> tuple[Statistics, Float[Array, "n l s j"] | None]:
+) -> tuple[Statistics, Float[Array, "l n s j"] | None]:
     """Statistics of one unit, and the bases of its tails if it is truncated; inside ``wide_arithmetic``."""
     if rank is None:
         return measure_plain(theta0, thetas, weights), None
@@ -102,24 +103,31 @@ def measure(
 def apply(
     weights: Float[Array, " n"],
     rank: Rank | None,
-    theta0: Float[Array, l * shape],
-    thetas: Float[Array, "n l *shape"],
-    bases: Float[Array, "n l s j"] | None,
+    theta0: Float[Array, " l *shape"],
+    thetas: Float[Array, " l n *shape"],
+    bases: Float[Array, "l n s j"] | None,
     coefficients: Coefficients,
     *,
     kernel: Kernel = "auto",
     mesh: Mesh | None = None,
-) -> Float[Array, l * shape]:
+) -> Float[Array, " l *shape"]:
     """θ* of one unit in the widest float; inside ``wide_arithmetic``. Without ``bases`` they are computed here."""
-    start = theta0.astype(wide())
-    moved = start + _weighted(coefficients.task, thetas.astype(wide()) - start)
+    count = thetas.shape[1]
     if rank is None:
-        return moved
-    delta, _ = residuals(theta0, thetas, weights)
+        start = theta0.astype(wide())
+        return start + _weighted(coefficients.task, [thetas[:, i].astype(wide()) - start for i in range(count)])
     if bases is None:
-        bases = bases_of(delta, rank, kernel, mesh)
-    tails = tails_of(delta, bases, keeps_basis(rank, *theta0.shape[-2:]), mesh)
-    return moved - _weighted(coefficients.tail, tails.astype(wide()))
+        bases = bases_of(theta0, thetas, weights, rank, kernel, mesh)
+    keeps = keeps_basis(rank, *theta0.shape[-2:])
+
+    def one(start: Array, stack: Array, found: Array, task: Array, tail: Array) -> Array:
+        mean = mean_vector(start, list(stack), weights)
+        tails = tails_of([residual(start, theta, mean).astype(jnp.float32) for theta in stack], found, keeps)
+        vectors = [theta.astype(wide()) - start.astype(wide()) for theta in stack]
+        return start.astype(wide()) + _weighted(task, vectors) - _weighted(tail, tails)
+
+    moved: Array = one_by_one(one, theta0, thetas, bases, *map(jnp.asarray, coefficients), mesh=mesh)
+    return moved
 
 
 def run(
@@ -159,14 +167,14 @@ def _run(
     kernel: Kernel,
     mesh: Mesh | None,
 ) -> tuple[Tree, MergeDiagnostics | None]:
-    origin, structure = _leaves(theta0)
-    stacks = stack_specialists(theta0, thetas)
-    count = next(iter(stacks.values())).shape[0]
+    origin, structure = leaves_by_path(theta0)
+    each = leaves_of_specialists(theta0, thetas)
+    count = len(each)
     check_count(method, count)
     parts = units(origin, select, fused_qkv)
     with wide_arithmetic():
         weights = jnp.asarray(method.weights(count), wide())
-        joined = [(join(unit, origin), join(unit, stacks, stacked=True)) for unit in parts]
+        joined = [(join(unit, origin), jnp.stack([join(unit, leaves) for leaves in each], axis=1)) for unit in parts]
         ranks = [method.rank_at(unit) for unit in parts]
         statistics, diagnostics = empty_statistics(sum(unit.layers for unit in parts), count), None
         bases: list[Array | None] = [None] * len(parts)
@@ -190,35 +198,31 @@ def _run(
     return jax.tree.unflatten(structure, [merged[path] for path in origin]), diagnostics
 
 
-def stack_specialists(theta0: Tree, thetas: Sequence[Tree] | Tree) -> dict[str, Array]:
-    """Leaves of all specialists by path, ``[N, *shape]``, in their own dtypes.
+def leaves_of_specialists(theta0: Tree, thetas: Sequence[Tree] | Tree) -> list[dict[str, Array]]:
+    """Leaves of every specialist by path.
 
     Raises:
         InputError: there is no specialist, or one differs from ``theta0`` in its leaves or shapes.
     """
     if isinstance(thetas, Mapping):
-        stacked = _leaves(thetas)[0]
-        one = jax.tree.map(lambda leaf: leaf[0], thetas)
-        same_structure(theta0, one, "the stack of specialists")
-        return stacked
+        count = jax.tree.leaves(thetas)[0].shape[0]
+        thetas = [jax.tree.map(lambda leaf, i=i: leaf[i], thetas) for i in range(count)]
     if not thetas:
         raise InputError("there is nothing to merge: give at least one specialist.")
     for index, theta in enumerate(thetas):
         same_structure(theta0, theta, f"specialist {index}")
-    flat = [_leaves(theta)[0] for theta in thetas]
-    return {path: jnp.stack([leaves[path] for leaves in flat]) for path in flat[0]}
+    return [leaves_by_path(theta)[0] for theta in thetas]
 
 
-def join(unit: Unit, leaves: Mapping[str, Array], *, stacked: bool = False) -> Array:
-    """The leaves of a unit side by side, as ``[l, *shape]``, or ``[N, l, *shape]`` where they are stacks of N."""
+def join(unit: Unit, leaves: Mapping[str, Array]) -> Float[Array, " l *shape"]:
+    """The leaves of a unit side by side, behind the layers' axis."""
     arrays = [jnp.asarray(leaves[path]) for path in unit.paths]
     whole = arrays[0] if unit.axis is None else jnp.concatenate(arrays, axis=unit.axis)
-    lead = whole.shape[:1] if stacked else ()
-    return whole.reshape(*lead, unit.layers, *unit.shape)
+    return whole.reshape(unit.layers, *unit.shape)
 
 
 def split(unit: Unit, whole: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """The inverse of :func:`join` for one model."""
+    """The inverse of :func:`join`."""
     if unit.axis is None:
         return {unit.paths[0]: whole.reshape(shapes[unit.paths[0]])}
     widths = np.cumsum([shapes[path][unit.axis] for path in unit.paths])[:-1]
@@ -246,10 +250,15 @@ def _narrow(leaf: Array) -> Array:
     return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def _weighted(coefficients: Array | np.ndarray, stack: Float[Array, "n l *shape"]) -> Float[Array, l * shape]:
-    return jnp.einsum("ln,nl...->l...", jnp.asarray(coefficients, stack.dtype), stack, precision="highest")
+def _weighted(coefficients: Array | np.ndarray, parts: Sequence[Float[Array, " *shape"]]) -> Float[Array, " *shape"]:
+    """Σ cᵢ·partᵢ, in the widest float; coefficients ``[n]``, or ``[l, n]`` for parts that are stacks of l."""
+    own = jnp.asarray(coefficients, wide())
+    each = [own[..., i].reshape(*own.shape[:-1], *(1,) * (part.ndim - own.ndim + 1)) for i, part in enumerate(parts)]
+    terms = [c * part.astype(wide()) for c, part in zip(each, parts, strict=True)]
+    return sum(terms[1:], start=terms[0])
 
 
-def _leaves(tree: Tree) -> tuple[dict[str, Any], Any]:
+def leaves_by_path(tree: Tree) -> tuple[dict[str, Any], Any]:
+    """The leaves of any pytree by path, and its structure."""
     flat, structure = jax.tree_util.tree_flatten_with_path(tree)
     return {path_of(keys): leaf for keys, leaf in flat}, structure

@@ -30,6 +30,31 @@ def average_heads(heads: Sequence[Tree]) -> Tree:
     )
 
 
+def norm_matched_heads(heads: Sequence[Tree]) -> Tree:
+    """Mean of heads whose kernels were first scaled to their mean Frobenius norm, biases with them.
+
+    So that a specialist trained longer or with less decay, whose logits are larger, does not outvote the others.
+
+    Args:
+        heads: trees with the leaf ``kernel`` among theirs.
+
+    Raises:
+        InputError: there are no heads, they differ in shape, or a kernel is zero.
+    """
+    if not heads:
+        raise InputError("there are no heads to average.")
+    norms = jnp.stack([jnp.linalg.norm(head["kernel"].astype(jnp.float32)) for head in heads])
+    zero = [index for index, norm in enumerate(norms.tolist()) if norm == 0]
+    if zero:
+        raise InputError(f"head {zero[0]} is all zero and cannot be scaled; average the heads instead.")
+    factors = norms.mean() / norms
+    scaled = [
+        jax.tree.map(lambda leaf, by=factor: (by * leaf.astype(jnp.float32)).astype(leaf.dtype), head)
+        for head, factor in zip(heads, factors, strict=True)
+    ]
+    return average_heads(scaled)
+
+
 def merge_detectors(
     method: Callable[[Tree, Sequence[Tree]], Tree],
     base: Mapping[str, Any],

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,9 +89,7 @@ def basis(matrix: Float[Array, "m n"], rank: Rank, kernel: Kernel = "auto") -> F
     kept, smaller, keeps = kept_rank(rank, m, n), min(m, n), keeps_basis(rank, m, n)
     if not isinstance(rank, Energy) and kept in (0, smaller):
         return jnp.zeros((smaller, 0), jnp.float32)
-    flat = matrix if m <= n else matrix.T
-    size = jnp.abs(flat).max()
-    flat = flat / jnp.where(size > 0, size, 1.0)  # Gram matrices square: keep clear of under- and overflow
+    flat = _normalised(matrix)[0]
     kernel = choose_kernel(kernel)
     if kernel in ("gram", "svd"):
         vectors, values = _by_gram(flat) if kernel == "gram" else _by_svd(flat)
@@ -153,10 +151,7 @@ def spectrum(matrices: Float[Array, "*batch m n"]) -> Float[Array, "*batch s"]:
     *batch, m, n = matrices.shape
 
     def one(matrix: Float[Array, "m n"]) -> Array:
-        matrix = matrix.astype(wide())
-        flat = matrix if m <= n else matrix.T
-        size = jnp.abs(flat).max()
-        flat = flat / jnp.where(size > 0, size, 1.0)
+        flat, size = _normalised(matrix.astype(wide()))
         values = jnp.linalg.eigvalsh(_matmul(flat, flat.T))[::-1]
         return (jnp.sqrt(jnp.maximum(values, 0.0)) * size).astype(jnp.float32)
 
@@ -164,26 +159,47 @@ def spectrum(matrices: Float[Array, "*batch m n"]) -> Float[Array, "*batch s"]:
         return one_by_one(one, matrices.reshape(-1, m, n)).reshape(*batch, min(m, n))
 
 
-def one_by_one(function: Callable[..., Array], *batched: Array, mesh: Mesh | None = None) -> Array:
-    """Map ``function`` over the leading axis, each device of a mesh taking its share, one matrix at a time.
+def one_by_one(function: Callable[..., Any], *batched: Any, mesh: Mesh | None = None) -> Any:
+    """Map ``function`` over the leading axis, each device of a mesh taking its share, one item at a time.
 
     One at a time because a batched LAPACK call on the CPU spreads over the thread pool and waits there for its parts,
     and two such calls in flight (two leaves, or two merges) on two cores wait for each other for ever; nothing is lost,
     as such a batch does not run faster. A batch that does not divide is filled up with zeros and cut again.
+
+    Args:
+        function: of one item of every argument.
+        batched: arrays, trees of them, or None, which ``function`` is given as it is.
+        mesh: devices; None for the one the arrays are on.
     """
+
+    def run(*parts: Any) -> Any:
+        # Behind a barrier, because XLA's CPU compiler (jax 0.10.2) fails where it fuses taking an item out of a batch
+        # that is stacked from sharded arrays with what is done to the item.
+        return jax.lax.map(lambda arguments: function(*jax.lax.optimization_barrier(arguments)), parts)
+
     if mesh is None or mesh.size == 1:
-        return jax.lax.map(lambda arguments: function(*arguments), batched)
-    count = batched[0].shape[0]
+        return run(*batched)
+    count = jax.tree.leaves(batched)[0].shape[0]
     missing = -count % mesh.size
-    filled = [jnp.concatenate([a, jnp.zeros((missing, *a.shape[1:]), a.dtype)]) if missing else a for a in batched]
+
+    def fill(leaf: Array) -> Array:
+        return jnp.concatenate([leaf, jnp.zeros((missing, *leaf.shape[1:]), leaf.dtype)]) if missing else leaf
+
     over_all = PartitionSpec(mesh.axis_names)
-    spread = jax.shard_map(
-        lambda *parts: jax.lax.map(lambda arguments: function(*arguments), parts),
-        mesh=mesh,
-        in_specs=over_all,
-        out_specs=over_all,
-    )
-    return spread(*filled)[:count]
+    # What functions close over (weights) is the same everywhere; replication is not tracked through eigensolvers.
+    spread = jax.shard_map(run, mesh=mesh, in_specs=over_all, out_specs=over_all, check_vma=False)
+    return jax.tree.map(lambda leaf: leaf[:count], spread(*jax.tree.map(fill, batched)))
+
+
+def _normalised(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "s n"], Float[Array, ""]]:
+    """The matrix lying down and divided by its largest entry, and that: Gram matrices square, which may overflow."""
+    size = jnp.abs(matrix).max()
+    scaled = matrix / jnp.where(size > 0, size, 1.0)
+    if matrix.shape[0] <= matrix.shape[1]:
+        return scaled, size
+    # Through one dimension, which has but one layout: a transposition that is only a change of layout, or is folded
+    # into the product, makes float64 products on the CPU take more than twice as long.
+    return jax.lax.optimization_barrier(scaled.T.reshape(-1)).reshape(scaled.T.shape), size
 
 
 def _by_gram(flat: Float[Array, "s n"]) -> tuple[Float[Array, "s s"], Float[Array, " s"]]:

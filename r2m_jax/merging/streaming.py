@@ -34,6 +34,10 @@ MEMORY = 320 * 2**20
 """Default budget in bytes for a chunk of all models, counted in float64, in which it is worked with."""
 
 
+ALIGNMENT = 64
+"""Of buffers, in bytes."""
+
+
 class Readable(Protocol):
     """A tensor in a file."""
 
@@ -45,8 +49,8 @@ class Readable(Protocol):
     def dtype(self) -> np.dtype:
         """As stored."""
 
-    def read(self, rows: slice | None = None) -> np.ndarray:
-        """The tensor, or rows of its first axis."""
+    def read_into(self, out: np.ndarray, rows: slice | None = None) -> None:
+        """Fill an array with the tensor, or with rows of its first axis."""
 
 
 Model = Mapping[str, Readable]
@@ -65,12 +69,15 @@ class Piece:
     whole: bool
     size: int
 
-    def read(self, model: Model) -> np.ndarray:
-        """The values, side by side where the unit has several leaves, with the layers' axis in front."""
+    def read_into(self, model: Model, out: np.ndarray) -> None:
+        """Fill ``out`` with the values, side by side where the unit has several leaves."""
         rows = None if self.whole else slice(self.start, self.stop)
-        parts = [model[path].read(rows) for path in self.unit.paths]
-        joined = parts[0] if self.unit.axis is None else np.concatenate(parts, axis=self.unit.axis)
-        return joined.reshape(1, *self.unit.shape) if self.unit.matrix else joined.reshape(1, -1)
+        if self.unit.axis is None:
+            model[self.unit.paths[0]].read_into(out, rows)
+            return
+        widths = np.cumsum([model[path].shape[self.unit.axis] for path in self.unit.paths])[:-1]
+        for path, part in zip(self.unit.paths, np.split(out, widths, axis=self.unit.axis), strict=True):
+            model[path].read_into(part, rows)
 
     def write(self, values: np.ndarray, model: Model, write: Write) -> None:
         """The inverse of :meth:`read`, into the result."""
@@ -95,14 +102,26 @@ class Chunk:
         """Of the statistics."""
         return np.asarray([piece.row for piece in self.pieces])
 
-    def read(self, models: Sequence[Model]) -> np.ndarray:
-        """``[models, pieces, *shape]``."""
-        first = [piece.read(models[0]) for piece in self.pieces]
-        out = np.empty((len(models), len(self.pieces), *first[0].shape[1:]), _common(models, self.pieces[0].unit))
-        for number, model in enumerate(models):
-            for place, piece in enumerate(self.pieces):
-                out[number, place] = first[place] if number == 0 else piece.read(model)
-        return out
+    def read_into(self, models: Sequence[Model], room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """θ₀ ``[pieces, *shape]`` and the specialists ``[pieces, N, *shape]``, in the bytes of ``room``."""
+        first = self.pieces[0]
+        shape = first.unit.shape if first.unit.matrix else (first.size,)
+        dtype = _common(models, first.unit)
+        many, each = len(self.pieces) * (len(models) - 1), len(self.pieces) * first.size * dtype.itemsize
+        theta0 = room[:each].view(dtype).reshape(len(self.pieces), *shape)
+        start = -(-each // ALIGNMENT) * ALIGNMENT
+        stack = room[start : start + many * first.size * dtype.itemsize].view(dtype)
+        thetas = stack.reshape(len(self.pieces), len(models) - 1, *shape)
+        for place, piece in enumerate(self.pieces):
+            piece.read_into(models[0], theta0[place])
+            for number, model in enumerate(models[1:]):
+                piece.read_into(model, thetas[place, number])
+        return theta0, thetas
+
+    def bytes(self, models: Sequence[Model]) -> int:
+        """The room it takes."""
+        first = self.pieces[0]
+        return (len(models) * len(self.pieces) * first.size) * _common(models, first.unit).itemsize + ALIGNMENT
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,7 @@ def measure_stream(
     for number, values in read_ahead([cut.chunks[number] for number in todo], models):
         chunk = cut.chunks[todo[number]]
         with wide_arithmetic():
-            statistics, bases = _measure(weights, chunk.rank, values[0], values[1:], kernel, mesh)
+            statistics, bases = _measure(weights, chunk.rank, *values, kernel, mesh)
         arrays = {name: np.asarray(value) for name, value in statistics._asdict().items()}
         if not np.isfinite(arrays["gram"]).all():
             raise culprit(chunk, values, names)
@@ -246,20 +265,25 @@ def apply_stream(
             target = np.dtype(dtype or base[chunk.pieces[0].unit.paths[0]].dtype)
             rows = Coefficients(tasks[chunk.rows], tails[chunk.rows])
             with wide_arithmetic():
-                out, finite = _apply(weights, chunk.rank, values[0], values[1:], kept, rows, target, kernel, mesh)
+                out, finite = _apply(weights, chunk.rank, *values, kept, rows, target, kernel, mesh)
             if not bool(finite):
-                raise culprit(chunk, values, names, target)
+                raise culprit(chunk, values, names, np.asarray(out))
             put(chunk, np.asarray(out))
             advance(len(chunk.pieces))
 
 
-def resolve(method: Method, statistics: Statistics, where: Sequence[Entry]) -> tuple[Coefficients, Any]:
-    """Coefficients in float64, and diagnostics where the method has them."""
+def resolve(method: Method, statistics: Statistics | None, cut: Plan) -> tuple[Coefficients, MergeDiagnostics | None]:
+    """Coefficients in float64, and diagnostics where the method has them.
+
+    Args:
+        method: whose.
+        statistics: of the first pass; None for a method that needs none.
+        cut: what they are statistics of.
+    """
     with wide_arithmetic():
-        coefficients, diagnostics = method.resolve(statistics, where)
-        as_numpy = jax.tree.map(np.asarray, (coefficients, diagnostics))
-    found: tuple[Coefficients, MergeDiagnostics | None] = as_numpy
-    return found
+        found = method.resolve(statistics or empty_statistics(len(cut.where), cut.count), cut.where)
+        coefficients, diagnostics = jax.tree.map(np.asarray, found)
+    return coefficients, diagnostics
 
 
 @partial(jax.jit, static_argnums=(1, 4, 5))
@@ -285,16 +309,29 @@ def _apply(
     return out, jnp.isfinite(out).all()
 
 
-def read_ahead(chunks: Sequence[Chunk], models: Sequence[Model]) -> Iterator[tuple[int, np.ndarray]]:
-    """Chunks with their values, the next one being read while this one is worked on."""
+def read_ahead(chunks: Sequence[Chunk], models: Sequence[Model]) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:
+    """Chunks with their values, the next one being read while this one is worked on.
+
+    The values are views of two buffers that are used over and over (fresh memory costs more than reading a file that
+    is in the page cache): they are good until the next chunk is asked for.
+    """
+    if not chunks:
+        return
+    most = max(chunk.bytes(models) for chunk in chunks)
+    rooms = [_aligned(most), _aligned(most)]
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(chunks[0].read, models) if chunks else None
+        coming = reader.submit(chunks[0].read_into, models, rooms[0])
         for number in range(len(chunks)):
-            assert coming is not None
             values = coming.result()
             if number + 1 < len(chunks):
-                coming = reader.submit(chunks[number + 1].read, models)
+                coming = reader.submit(chunks[number + 1].read_into, models, rooms[(number + 1) % 2])
             yield number, values
+
+
+def _aligned(size: int) -> np.ndarray:
+    """Bytes that JAX on the CPU takes as they are, without a copy."""
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    return room[-room.ctypes.data % ALIGNMENT :][:size]
 
 
 @contextmanager
@@ -353,11 +390,21 @@ def _same(base: Model, model: Model, what: str) -> None:
         raise InputError(f"{what} {', '.join(problems[:3])}{more}.")
 
 
-def culprit(chunk: Chunk, values: np.ndarray, names: Sequence[str], dtype: np.dtype | None = None) -> InputError:
-    """Who brought a NaN or Inf into a chunk."""
-    for name, model in zip(["the base", *names], values, strict=True):
+def culprit(
+    chunk: Chunk, values: tuple[np.ndarray, np.ndarray], names: Sequence[str], out: np.ndarray | None = None
+) -> InputError:
+    """Who brought a NaN or Inf into a chunk, or into its result ``out``."""
+    theta0, thetas = values
+    for name, model in zip(["the base", *names], [theta0, *np.moveaxis(thetas, 1, 0)], strict=True):
         for piece, part in zip(chunk.pieces, model, strict=True):
             wrong = int((~np.isfinite(part.astype(np.float64))).sum())
             if wrong:
                 return InputError(f"{name}: {piece.unit.name} holds {wrong} values that are NaN or infinite.")
-    return InputError(f"{chunk.pieces[0].unit.name}: the merged values do not fit into {dtype}; choose a wider dtype.")
+    if out is None:
+        return InputError(
+            f"{chunk.pieces[0].unit.name}: inner products of the task vectors overflow; check the models."
+        )
+    broken = next(
+        piece for piece, part in zip(chunk.pieces, out, strict=True) if not np.isfinite(part.astype(np.float64)).all()
+    )
+    return InputError(f"{broken.unit.name}: the merged values do not fit into {out.dtype}; choose a wider dtype.")

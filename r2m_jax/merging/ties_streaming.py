@@ -72,10 +72,11 @@ def _thresholds(
     stride = max(1, size // _SAMPLE)
     parts: list[np.ndarray] = []
     for number, values in read_ahead(cut.chunks, models):
-        flat = values.reshape(len(models), -1)[:, ::stride].astype(np.float32)
+        start, thetas = (part.astype(np.float32, copy=False) for part in values)
+        flat = np.moveaxis(thetas - start[:, None], 1, 0).reshape(len(names), -1)
         if not np.isfinite(flat).all():
             raise culprit(cut.chunks[number], values, names)
-        parts.append(np.abs(flat[1:] - flat[0]))
+        parts.append(np.abs(flat[:, ::stride]))
         advance(len(cut.chunks[number].pieces))
     sample = np.sort(np.concatenate(parts, axis=1), axis=1)[:, ::-1]
     drawn = sample.shape[1]
@@ -101,9 +102,10 @@ def _count(
     above = np.zeros(len(models) - 1, np.int64)
     inside: list[list[np.ndarray]] = [[] for _ in models[1:]]
     for number, values in read_ahead(cut.chunks, models):
-        start = values[0].astype(np.float32, copy=False)
-        for index, theta in enumerate(values[1:]):
-            size = np.abs(theta.astype(np.float32, copy=False) - start)
+        start, thetas = values
+        for index in range(len(above)):
+            size = thetas[:, index].astype(np.float32) - start.astype(np.float32, copy=False)
+            np.abs(size, out=size)
             over = size > high[index]
             above[index] += np.count_nonzero(over)
             inside[index].append(size[(size >= low[index]) & ~over])
@@ -129,9 +131,9 @@ def _merge(
         for number, values in read_ahead(cut.chunks, [base, *specialists]):
             chunk = cut.chunks[number]
             target = np.dtype(dtype or base[chunk.pieces[0].unit.paths[0]].dtype)
-            out, finite, here, open_ = _elect(values[0], values[1:], least, majority, scale, variant, target)
+            out, finite, here, open_ = _elect(*values, least, majority, scale, variant, target)
             if not bool(finite):
-                raise culprit(chunk, values, names, target)
+                raise culprit(chunk, values, names, np.asarray(out))
             votes, undecided = votes + float(here), undecided or bool(open_)
             put(chunk, np.asarray(out))
             advance(len(chunk.pieces))
@@ -141,7 +143,7 @@ def _merge(
 @partial(jax.jit, static_argnums=(5, 6))
 def _elect(
     theta0: Float[Array, " l *shape"],
-    thetas: Float[Array, " n l *shape"],
+    thetas: Float[Array, " l n *shape"],
     least: Float[Array, " n"],
     majority: Float[Array, ""],
     scale: Float[Array, ""],
@@ -149,7 +151,7 @@ def _elect(
     dtype: np.dtype,
 ) -> tuple[Array, Array, Array, Array]:
     start = theta0.astype(jnp.float32)
-    vectors = thetas.astype(jnp.float32) - start
+    vectors = jnp.moveaxis(thetas.astype(jnp.float32), 1, 0) - start
     trimmed = trim(vectors, least)
     votes = vote(trimmed)
     update = scale * agreed(trimmed, majority, variant)

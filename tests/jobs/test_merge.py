@@ -71,7 +71,8 @@ def test_a_merge_is_what_the_library_computes(recipe, base, models, method, para
     assert facts["kind"] == "merged"
     assert len(facts["inputs"]) == 4
     assert facts["recipe"]["method"] == method
-    assert bool(facts["diagnostics"]) == bool(made.sentences) == (method == "r2m")
+    assert bool(made.sentences) == (method == "r2m")
+    assert bool(facts["diagnostics"]) == (method in ("r2m", "ties"))
 
 
 def test_weights_heads_and_dtypes(recipe, models):
@@ -118,10 +119,15 @@ def test_what_does_not_belong_together_is_named(recipe, models, base, tmp_path):
     ("replacements", "settings", "says"),
     [
         (["parameters.density=0.2"], {}, "r2m takes no density; it takes rank, alpha, k"),
-        (["head=fx"], {}, "head='fx' is neither average nor one of fs, fr, efs"),
+        (["head=fx"], {}, "head='fx' is neither average, norm_matched nor one of fs, fr, efs"),
         (["method=slerp"], {}, "method='slerp' does not fit"),
         (["parameters.rnk=1"], {}, "has no key 'rnk'; did you mean rank"),
-        (["models.fs={path: a, weight: 2}"], {}, "weights are taken by weight_averaging alone"),
+        (["method=ties", "models.fs={path: a, weight: 2}"], {}, "ties takes no weights"),
+        (["parameters.rank=1.5"], {}, "rank=1.5 is no ratio"),
+        (["parameters.rank=enrgy:0.5"], {}, "rank 'enrgy:0.5' is no ratio"),
+        (["parameters.k=3"], {}, "k=3 is out of range"),
+        (["parameters.rank=[{filter: mlp, value: 0.5}]"], {}, "the last of a list of .* needs no filter"),
+        (["parameters.variant=paper", "parameters.k=2"], {}, "variant='paper' has k=1, not 2"),
     ],
 )
 def test_recipes_that_do_not_fit(recipe, replacements, settings, says):

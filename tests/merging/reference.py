@@ -31,7 +31,16 @@ def truncated(path, leaf, ratio):
     return out
 
 
-def r2m(theta0, thetas, *, rank, alpha, k=1, centering="centered", origin="theta0", eta="eff"):
+def layers(tree):
+    """Where every layer of every leaf lies in :func:`vector`."""
+    position = 0
+    for path, leaf in leaves(tree):
+        for size in [leaf[0].size] * len(leaf) if path.startswith("layers/") else [leaf.size]:
+            yield slice(position, position + size)
+            position += size
+
+
+def r2m(theta0, thetas, *, rank, alpha, k=1, centering="centered", origin="theta0", eta="eff", per_leaf=False):
     start = vector(theta0)
     tau = np.stack([vector(theta) for theta in thetas]) - start
     mean = tau.mean(axis=0)
@@ -47,8 +56,11 @@ def r2m(theta0, thetas, *, rank, alpha, k=1, centering="centered", origin="theta
             pieces.append(truncated(path, piece, rank).ravel())
             position += leaf.size
         kept.append(np.concatenate(pieces))
-    norms = np.linalg.norm(kept, axis=1)
-    residual = np.mean([norms.mean() * piece / norm for piece, norm in zip(kept, norms, strict=True)], axis=0)
+    residual = np.empty_like(mean)
+    for place in list(layers(theta0)) if per_leaf else [slice(None)]:
+        parts = [row[place] for row in kept]
+        norms = np.linalg.norm(parts, axis=1)
+        residual[place] = np.mean([norms.mean() * x / norm for x, norm in zip(parts, norms, strict=True)], axis=0)
     scale = alpha * np.linalg.norm(core)
     if eta == "eff":
         scale /= np.linalg.norm(residual)

@@ -10,7 +10,7 @@ import yaml
 
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.merge import earlier_recipe, merge
-from r2m_jax.parallel import keep_freed_memory, one_device_per_core
+from r2m_jax.parallel import one_device_per_core
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes import load_recipe
 from r2m_jax.recipes.merging import MergeRecipe
@@ -58,7 +58,6 @@ def run(
         return
     reporter = Reporter()
     one_device_per_core()
-    keep_freed_memory()
     made = merge(recipe, reporter=reporter, overwrite=overwrite)
     for sentence in made.sentences:
         reporter.say(sentence)

@@ -9,7 +9,7 @@ import yaml
 
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.sweep import sweep
-from r2m_jax.parallel import keep_freed_memory, one_device_per_core
+from r2m_jax.parallel import one_device_per_core
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes import load_recipe
 from r2m_jax.recipes.sweeping import SweepRecipe
@@ -30,7 +30,6 @@ def run(arguments: Sequence[str], *, out: Path | None, overwrite: bool, dry_run:
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
         return
     one_device_per_core()
-    keep_freed_memory()
     reporter = Reporter()
     found = sweep(recipe, reporter=reporter, overwrite=overwrite)
     print((found.directory / "table.md").read_text(encoding="utf-8"), end="")

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from r2m_jax.errors import InputError
@@ -32,7 +32,6 @@ from r2m_jax.merging.statistics import Entry, Statistics, entries
 
 MEMORY = 320 * 2**20
 """Default budget in bytes for a chunk of all models, counted in float64, in which it is worked with."""
-
 
 ALIGNMENT = 64
 """Of buffers, in bytes."""
@@ -80,14 +79,14 @@ class Piece:
             model[path].read_into(part, rows)
 
     def write(self, values: np.ndarray, model: Model, write: Write) -> None:
-        """The inverse of :meth:`read`, into the result."""
+        """The inverse of :meth:`read_into`, into the result."""
         shapes = [model[path].shape for path in self.unit.paths]
         if self.unit.axis is None:
             write(self.unit.paths[0], values.reshape(self.stop - self.start, *shapes[0][1:]), self.start)
             return
         widths = np.cumsum([shape[self.unit.axis] for shape in shapes])[:-1]
         for path, part in zip(self.unit.paths, np.split(values, widths, axis=self.unit.axis), strict=True):
-            write(path, part.reshape(self.stop - self.start, *model[path].shape[1:]), self.start)
+            write(path, part.reshape(-1, *model[path].shape[1:]), self.start)
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def measure_stream(
     for number, values in read_ahead([cut.chunks[number] for number in todo], models):
         chunk = cut.chunks[todo[number]]
         with wide_arithmetic():
-            statistics, bases = _measure(weights, chunk.rank, *values, kernel, mesh)
+            statistics, bases = _measure(weights, chunk.rank, *_placed(values, mesh), kernel, mesh)
         arrays = {name: np.asarray(value) for name, value in statistics._asdict().items()}
         if not np.isfinite(arrays["gram"]).all():
             raise culprit(chunk, values, names)
@@ -265,7 +264,7 @@ def apply_stream(
             target = np.dtype(dtype or base[chunk.pieces[0].unit.paths[0]].dtype)
             rows = Coefficients(tasks[chunk.rows], tails[chunk.rows])
             with wide_arithmetic():
-                out, finite = _apply(weights, chunk.rank, *values, kept, rows, target, kernel, mesh)
+                out, finite = _apply(weights, chunk.rank, *_placed(values, mesh), kept, rows, target, kernel, mesh)
             if not bool(finite):
                 raise culprit(chunk, values, names, np.asarray(out))
             put(chunk, np.asarray(out))
@@ -307,6 +306,13 @@ def _apply(
 ) -> tuple[Array, Array]:
     out = apply(weights, rank, theta0, thetas, bases, coefficients, kernel=kernel, mesh=mesh).astype(dtype)
     return out, jnp.isfinite(out).all()
+
+
+def _placed(values: tuple[np.ndarray, np.ndarray], mesh: Mesh | None) -> Any:
+    """Each device's share where it will be worked on; otherwise all of it would pass through the first."""
+    if mesh is None or len(values[0]) % mesh.size:
+        return values
+    return jax.device_put(values, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
 
 
 def read_ahead(chunks: Sequence[Chunk], models: Sequence[Model]) -> Iterator[tuple[int, tuple[np.ndarray, np.ndarray]]]:

@@ -6,7 +6,9 @@ pass counts what lies above the bracket and keeps what lies inside, where the an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Literal
 
@@ -51,14 +53,15 @@ def ties_stream(
     """
     check(density, variant)
     size = sum(piece.size for chunk in cut.chunks for piece in chunk.pieces)
-    least = _thresholds(cut, [base, *specialists], names, kept_entries(size, density), size, advance)
-    majority = 0.0
+    kept = kept_entries(size, density)
+    least, majority = _thresholds(cut, [base, *specialists], names, kept, size, advance)
     while True:
         votes, undecided = _merge(cut, base, specialists, write, least, majority, scale, variant, names, dtype, advance)
-        # Only entries that cancel exactly ask for the majority's sign, so it is not counted before one is seen.
-        if not undecided or majority:
+        # Only entries that cancel exactly ask for the majority's sign. Counting it takes the thresholds, so it is
+        # guessed from the sample, counted on the way, and the pass repeated should the guess have been wrong.
+        if not undecided or np.sign(votes) == majority:
             return least
-        majority = float(np.sign(votes)) or 1.0
+        majority = float(np.sign(votes))
 
 
 def _thresholds(
@@ -68,17 +71,17 @@ def _thresholds(
     kept: int,
     size: int,
     advance: Callable[[int], None],
-) -> Float[np.ndarray, " n"]:
+) -> tuple[Float[np.ndarray, " n"], float]:
+    """The thresholds, exactly, and the sign most places have, as far as a sample tells."""
     stride = max(1, size // _SAMPLE)
     parts: list[np.ndarray] = []
-    for number, values in read_ahead(cut.chunks, models):
-        start, thetas = (part.astype(np.float32, copy=False) for part in values)
-        flat = np.moveaxis(thetas - start[:, None], 1, 0).reshape(len(names), -1)
-        if not np.isfinite(flat).all():
-            raise culprit(cut.chunks[number], values, names)
-        parts.append(np.abs(flat[:, ::stride]))
+    for number, (start, thetas) in read_ahead(cut.chunks, models):
+        for origin, stack in zip(start, thetas, strict=True):
+            drawn_here = stack.reshape(len(stack), -1)[:, ::stride].astype(np.float32)
+            parts.append(drawn_here - origin.reshape(-1)[::stride].astype(np.float32))
         advance(len(cut.chunks[number].pieces))
-    sample = np.sort(np.concatenate(parts, axis=1), axis=1)[:, ::-1]
+    signed = np.concatenate(parts, axis=1)
+    sample = np.sort(np.abs(signed), axis=1)[:, ::-1]
     drawn = sample.shape[1]
     share = kept / size
     width = _DEVIATIONS * np.sqrt(drawn * share * (1 - share)) + 2
@@ -86,30 +89,49 @@ def _thresholds(
         first, last = int(share * drawn - width), int(share * drawn + width)
         high = sample[:, first] if first >= 0 else np.full(len(sample), np.inf, np.float32)
         low = sample[:, last] if last < drawn else np.zeros(len(sample), np.float32)
-        above, inside = _count(cut, models, low, high, advance)
+        above, inside = _count(cut, models, names, low, high, advance)
         places = kept - above
         if all(0 < place <= len(found) for place, found in zip(places, inside, strict=True)):
-            return np.asarray(
+            least = np.asarray(
                 [-np.partition(-found, place - 1)[place - 1] for place, found in zip(places, inside, strict=True)]
             )
+            votes = np.sign(np.where(np.abs(signed) >= least[:, None], signed, 0).sum(axis=0)).sum()
+            return least, float(np.sign(votes)) or 1.0
         width *= 8
 
 
 def _count(
-    cut: Plan, models: Sequence[Model], low: np.ndarray, high: np.ndarray, advance: Callable[[int], None]
+    cut: Plan,
+    models: Sequence[Model],
+    names: Sequence[str],
+    low: np.ndarray,
+    high: np.ndarray,
+    advance: Callable[[int], None],
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """How many magnitudes lie above ``high``, and those from ``low`` to ``high``, of every task vector."""
-    above = np.zeros(len(models) - 1, np.int64)
-    inside: list[list[np.ndarray]] = [[] for _ in models[1:]]
-    for number, values in read_ahead(cut.chunks, models):
-        start, thetas = values
-        for index in range(len(above)):
-            size = thetas[:, index].astype(np.float32) - start.astype(np.float32, copy=False)
-            np.abs(size, out=size)
-            over = size > high[index]
-            above[index] += np.count_nonzero(over)
-            inside[index].append(size[(size >= low[index]) & ~over])
-        advance(len(cut.chunks[number].pieces))
+    above = np.zeros(len(names), np.int64)
+    inside: list[list[np.ndarray]] = [[] for _ in names]
+
+    def count(index: int, theta: np.ndarray, start: np.ndarray) -> tuple[int, int, np.ndarray, bool]:
+        size = np.subtract(theta, start, dtype=np.float32)
+        np.abs(size, out=size)
+        over = size > high[index]
+        found = size[(size >= low[index]) & ~over]
+        return index, int(np.count_nonzero(over)), found, bool(np.isfinite(size.sum(dtype=np.float64)))
+
+    with ThreadPoolExecutor(os.cpu_count()) as workers:  # NumPy lets go of the interpreter while it computes
+        for number, values in read_ahead(cut.chunks, models):
+            tasks = [
+                workers.submit(count, index, theta, start)
+                for start, stack in zip(*values, strict=True)
+                for index, theta in enumerate(stack)
+            ]
+            for index, over, found, finite in (task.result() for task in tasks):
+                if not finite:
+                    raise culprit(cut.chunks[number], values, names)
+                above[index] += over
+                inside[index].append(found)
+            advance(len(cut.chunks[number].pieces))
     return above, [np.concatenate(found) for found in inside]
 
 

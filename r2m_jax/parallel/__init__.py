@@ -1,6 +1,6 @@
 """Meshes, shardings and processes; nothing here knows what a detector is."""
 
-from r2m_jax.parallel.cores import keep_freed_memory, one_device_per_core
+from r2m_jax.parallel.cores import one_device_per_core
 from r2m_jax.parallel.mesh import batch_sharding, data_mesh, distribute, replicate, shard_batch, shardings
 from r2m_jax.parallel.processes import any_process, connect, gather_rows, is_first, own_rows
 
@@ -12,7 +12,6 @@ __all__ = [
     "distribute",
     "gather_rows",
     "is_first",
-    "keep_freed_memory",
     "one_device_per_core",
     "own_rows",
     "replicate",

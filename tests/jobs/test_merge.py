@@ -168,3 +168,66 @@ def test_the_command_merges_adds_and_removes(r2m, base, models, tmp_path):
     safetensors.write_bytes(safetensors.read_bytes() + b" ")
     with pytest.raises(InputError, match=r"efs/model.safetensors, of which .* was merged, has changed since"):
         earlier_recipe(tmp_path / "three")
+
+
+def test_files_without_the_prefix_merge_alike(recipe, models, base, tmp_path):
+    """transformers 5 leaves `vision_model.` out, older releases and the hub have it."""
+    from safetensors.numpy import load_file, save_file
+
+    wanted = flatten(load_detector(run(recipe()).directory).params)
+    for folder in (base, models["fr"]):
+        bare = tmp_path / f"bare-{folder.name}"
+        bare.mkdir()
+        for file in folder.iterdir():
+            (bare / file.name).write_bytes(file.read_bytes())
+        tensors = load_file(folder / "model.safetensors")
+        save_file(
+            {name.removeprefix("vision_model."): value for name, value in tensors.items()},
+            bare / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        (bare / "r2m.json").unlink(missing_ok=True)
+    origin = {"base": str(tmp_path / f"bare-{base.name}")}
+    for path in models.values():  # made from the prefixed base, whose file has another hash
+        (path / "r2m.json").unlink()
+    mixed = {**{n: str(p) for n, p in models.items()}, "fr": str(tmp_path / "bare-fr")}
+    found = flatten(load_detector(run(recipe(f"out={tmp_path / 'two'}", models=mixed, **origin)).directory).params)
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+def test_the_screen_warns_or_refuses(recipe, models):
+    broken = load_detector(models["fr"])
+    flipped = jax.tree.map(lambda leaf: -leaf, broken.params["backbone"])
+    save_detector(
+        broken.replace_params({**broken.params, "backbone": flipped}), models["fr"], provenance=broken.provenance,
+        overwrite=True,
+    )  # fmt: skip
+    facts = json.loads((run(recipe("screen=warn")).directory / "r2m.json").read_text())
+    assert any("fr" in sentence for sentence in facts["screen"])
+    with pytest.raises(InputError, match="fr"):
+        run(recipe("screen=refuse"), overwrite=True)
+
+
+def test_an_interrupted_merge_leaves_no_model_and_goes_on(recipe, monkeypatch, tmp_path):
+    from r2m_jax.merging import streaming
+
+    wanted = flatten(load_detector(run(recipe(f"out={tmp_path / 'whole'}", "memory=1")).directory).params)
+    real, measured = streaming._measure, []
+
+    def counted(*arguments):
+        measured.append(1)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(streaming, "_measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe("memory=1"))
+    assert not (tmp_path / "out").exists()
+    chunks_done = len(list((tmp_path / "out.merge").glob("*.npz")))
+    assert chunks_done == 2
+    found = flatten(load_detector(run(recipe("memory=1")).directory).params)
+    assert not (tmp_path / "out.merge").exists()
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)

@@ -29,7 +29,9 @@ CASES = ["flat", "decaying", "rank deficient", "clustered", "tiny", "huge", "zer
 
 
 @pytest.mark.parametrize("shape", [(48, 80), (80, 48)])
-@pytest.mark.parametrize("kernel", ["gram", "svd", "matmul"])
+@pytest.mark.parametrize(
+    "kernel", ["gram", *(pytest.param(k, marks=pytest.mark.integration) for k in ("svd", "matmul"))]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_left_is_the_least_there_can_be(name, kernel, shape):
     stored = jnp.asarray(matrix(name, *shape), jnp.float32)

@@ -109,7 +109,14 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("memory", [1, 9000, 2**20], ids=["one by one", "some rows", "all"])
+@pytest.mark.parametrize(
+    "memory",
+    [
+        pytest.param(1, id="one by one", marks=pytest.mark.integration),
+        pytest.param(9000, id="some rows"),
+        pytest.param(2**20, id="all", marks=pytest.mark.integration),
+    ],
+)
 @pytest.mark.parametrize("case", CASES)
 def test_files_and_memory_give_the_same(stream, models, case, memory):
     method, in_memory = CASES[case]
@@ -207,3 +214,17 @@ def test_models_that_differ_are_named(models):
         plan(R2M(), base, [lazy[0], lazy[2]])
     with pytest.raises(InputError, match="at least one specialist"):
         plan(R2M(), base, [])
+
+
+@pytest.mark.parametrize("lean", [1, -1])
+def test_entries_that_cancel_take_the_majority_sign(stream, models, lean):
+    base, specialists = models
+    for number, model in enumerate(specialists):
+        for name in model:
+            model[name] = base[name] + np.float32(lean * 0.25)
+        model["embeddings.class_embedding"] = base["embeddings.class_embedding"] * 0 + np.float32([1, -1, 0][number])
+    base["embeddings.class_embedding"][:] = 0
+    files = [{k: LazyTensor.of(v) for k, v in model.items()} for model in (base, *specialists)]
+    found, _ = stream({"density": 1.0}, files=files)
+    same(found, ties(base, specialists, density=1.0))
+    np.testing.assert_array_equal(found["embeddings.class_embedding"], np.full(12, lean, np.float32))

@@ -9,7 +9,7 @@ import pytest
 import reference
 
 from r2m_jax import InputError
-from r2m_jax.merging import ByPattern, Energy, cart, explain, r2m, task_arithmetic, weight_averaging
+from r2m_jax.merging import ByPattern, Energy, cart, explain, norm_matched_heads, r2m, task_arithmetic, weight_averaging
 from r2m_jax.trees import flatten, unflatten
 
 SHAPES = {
@@ -125,13 +125,14 @@ def test_all_energy_is_full_rank(models):
     close(r2m(theta0, thetas, rank=Energy(0.0)).params, r2m(theta0, thetas, rank=0).params)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kernel", ["gram", "svd", "matmul"])
 def test_kernels_agree(models, kernel):
     theta0, thetas = models
     close(r2m(theta0, thetas, rank=0.5, kernel=kernel).params, r2m(theta0, thetas, rank=0.5).params, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [2, 3, 8])
+@pytest.mark.parametrize("devices", [3, *(pytest.param(n, marks=pytest.mark.integration) for n in (2, 8))])
 def test_spread_over_devices_it_is_the_same(models, devices):
     from r2m_jax.parallel import data_mesh
 
@@ -164,3 +165,15 @@ def test_the_paper_says_what_it_is(models):
         r2m(theta0, thetas, variant="paper", centering="uncentered")
     with pytest.raises(InputError, match="scope='layer' is unknown; R²M takes global or leaf or block"):
         r2m(theta0, thetas, scope="layer")
+
+
+def test_heads_of_one_norm_before_they_are_averaged():
+    rng = np.random.default_rng(0)
+    heads = [{"kernel": jnp.asarray(rng.normal(size=(6, 2)), jnp.float32), "bias": jnp.ones(2)} for _ in range(3)]
+    loud = [jax.tree.map(lambda leaf, by=by: by * leaf, head) for by, head in zip((1.0, 4.0, 0.5), heads, strict=True)]
+    norms = [np.linalg.norm(head["kernel"]) for head in loud]
+    for name in ("kernel", "bias"):
+        wanted = np.mean([np.mean(norms) / n * h[name] for n, h in zip(norms, loud, strict=True)], axis=0)
+        np.testing.assert_allclose(norm_matched_heads(loud)[name], wanted, rtol=1e-5)
+    with pytest.raises(InputError, match="head 1 is all zero"):
+        norm_matched_heads([heads[0], jax.tree.map(jnp.zeros_like, heads[1])])

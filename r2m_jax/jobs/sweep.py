@@ -62,7 +62,8 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
         InputError: models do not belong together, the split is empty or has one class, or the output is taken.
     """
     inputs = open_inputs(recipe.base, {name: entry.path for name, entry in recipe.models.items()})
-    inputs.check_origin({item["sha256"] for item in provenance.input_hashes(inputs.files)})
+    hashed = provenance.input_hashes([*inputs.files, index_file(recipe.data.index)])
+    inputs.check_origin({item["sha256"] for item in hashed})
     records = _records(recipe)
     size = inputs.processor.crop_size["height"]
     with reporter.track(f"decode at {size} px", len(records)) as advance:
@@ -98,7 +99,7 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
         )
         made = provenance.record(
             "sweep",
-            inputs=provenance.input_hashes([*inputs.files, index_file(recipe.data.index)]),
+            inputs=hashed,
             recipe=recipe.model_dump(mode="json"),
             best=best,
             seconds=round(time.monotonic() - start, 1),

@@ -29,6 +29,7 @@ from r2m_jax.merging.ranks import Rank
 from r2m_jax.merging.selection import Select, Unit, attention_and_mlp, units
 from r2m_jax.merging.spectral import Kernel, wide_arithmetic
 from r2m_jax.merging.statistics import Entry, Statistics, entries
+from r2m_jax.trees import same_structure
 
 MEMORY = 320 * 2**20
 """Default budget in bytes for a chunk of all models, counted in float64, in which it is worked with."""
@@ -156,7 +157,7 @@ def plan(
     """
     check_count(method, len(specialists))
     for number, model in enumerate(specialists):
-        _same(base, model, f"specialist {number}")
+        same_structure(base, model, f"specialist {number}")
     parts = units(base, select, fused_qkv)
     models = len(specialists) + 1
     batches: dict[tuple[Any, ...], list[Piece]] = {}
@@ -381,19 +382,6 @@ def _pieces(unit: Unit, base: Model, row: int, most: int) -> Iterator[Piece]:
 def _common(models: Sequence[Model], unit: Unit) -> np.dtype:
     """The dtype that holds what all models store of a unit."""
     return np.result_type(*(model[path].dtype for model in models for path in unit.paths))
-
-
-def _same(base: Model, model: Model, what: str) -> None:
-    problems = [f"lacks {path}" for path in base if path not in model]
-    problems += [f"has the unknown tensor {path}" for path in model if path not in base]
-    problems += [
-        f"has {path} of shape {tuple(model[path].shape)} instead of {tuple(base[path].shape)}"
-        for path in base
-        if path in model and tuple(model[path].shape) != tuple(base[path].shape)
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more differences" if len(problems) > 3 else ""
-        raise InputError(f"{what} {', '.join(problems[:3])}{more}.")
 
 
 def culprit(

@@ -7,7 +7,7 @@ nothing but writing the result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -106,11 +106,6 @@ class Sweep:
                 merged |= {p: v.astype(self._origin[p].dtype) for p, v in split(unit, out, shapes).items()}
             diagnostics = jax.tree.map(np.asarray, diagnostics)
         return jax.tree.unflatten(self._structure, [merged[path] for path in self._origin]), diagnostics
-
-    def merge_all(self, methods: Mapping[str, Method]) -> Iterator[tuple[str, Tree, MergeDiagnostics | None]]:
-        """One candidate after the other; those of one rank share its statistics."""
-        for name, method in methods.items():
-            yield name, *self.merge(method)
 
     def _kept(self, method: Method, unit: Unit) -> int:
         rank = method.rank_at(unit)

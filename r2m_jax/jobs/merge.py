@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from r2m_jax import merging
 from r2m_jax.atomic import atomic_text
@@ -28,7 +27,7 @@ from r2m_jax.merging.diagnostics import as_json
 from r2m_jax.merging.screen import screen
 from r2m_jax.merging.streaming import Plan, apply_stream, measure_stream, plan, resolve
 from r2m_jax.merging.ties_streaming import ties_stream
-from r2m_jax.parallel import data_mesh
+from r2m_jax.parallel import data_mesh, one_lapack_thread
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.merging import MergeRecipe
 
@@ -64,7 +63,7 @@ def merge(recipe: MergeRecipe, *, reporter: Reporter, overwrite: bool = False) -
     if recipe.out.exists() and not overwrite and any(recipe.out.iterdir()):
         raise InputError(f"{recipe.out} already exists; choose another out or pass --overwrite.")
     inputs = open_inputs(recipe.base, {name: entry.path for name, entry in recipe.models.items()})
-    with ThreadPoolExecutor(1) as beside, threadpool_limits(1, user_api="blas"):
+    with ThreadPoolExecutor(1) as beside, one_lapack_thread():
         # The inputs are hashed while they are merged; a file that belongs to another base is noticed before the end.
         hashes = beside.submit(provenance.input_hashes, inputs.files)
         warned = _screened(recipe, inputs, reporter)

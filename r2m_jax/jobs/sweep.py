@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from r2m_jax import merging
 from r2m_jax.atomic import atomic_directory
@@ -32,7 +31,7 @@ from r2m_jax.jobs.merge_inputs import Inputs, open_inputs
 from r2m_jax.merging.diagnostics import as_json
 from r2m_jax.merging.sweep import Sweep
 from r2m_jax.models import apply_detector
-from r2m_jax.parallel import data_mesh
+from r2m_jax.parallel import data_mesh, one_lapack_thread
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.merging import MergeRecipe
 from r2m_jax.recipes.sweeping import SweepRecipe
@@ -74,7 +73,7 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
     )  # fmt: skip
     candidates, scores, found = recipe.candidates(), ScoreTable(records), dict[str, Any]()
     start = time.monotonic()
-    with threadpool_limits(1, user_api="blas"), reporter.track("merge and score", len(candidates), "merges") as advance:
+    with one_lapack_thread(), reporter.track("merge and score", len(candidates), "merges") as advance:
         for name, params, diagnostics in _merged(recipe, inputs, candidates, reporter):
             scores.add(name, scorer(params, images))
             found[name] = diagnostics

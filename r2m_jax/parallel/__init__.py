@@ -1,6 +1,6 @@
 """Meshes, shardings and processes; nothing here knows what a detector is."""
 
-from r2m_jax.parallel.cores import one_device_per_core
+from r2m_jax.parallel.cores import one_device_per_core, one_lapack_thread
 from r2m_jax.parallel.mesh import batch_sharding, data_mesh, distribute, replicate, shard_batch, shardings
 from r2m_jax.parallel.processes import any_process, connect, gather_rows, is_first, own_rows
 
@@ -13,6 +13,7 @@ __all__ = [
     "gather_rows",
     "is_first",
     "one_device_per_core",
+    "one_lapack_thread",
     "own_rows",
     "replicate",
     "shard_batch",

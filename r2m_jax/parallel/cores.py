@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 
@@ -17,3 +19,16 @@ def one_device_per_core() -> None:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jax.config.update("jax_num_cpu_devices", cores)
+
+
+@contextmanager
+def one_lapack_thread() -> Iterator[None]:
+    """LAPACK calls of this process take one thread each, so that those of several devices do not share the cores.
+
+    The library JAX calls is SciPy's, which JAX loads at its first factorisation: a limit set before that would miss it.
+    """
+    import scipy.linalg.cython_lapack  # noqa: F401
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(1, user_api="blas"):
+        yield

@@ -42,18 +42,26 @@ def read_config(directory: Path) -> Any:
         InputError: the file is missing, malformed, or describes a tower that cannot be built.
     """
     path = Path(directory) / CONFIG_FILE
-    settings = read_json_object(path)
+    return parse_config(read_json_object(path), str(path))
+
+
+def parse_config(settings: Mapping[str, Any], where: str) -> Any:
+    """A ``CLIPVisionConfig`` from the JSON object that ``where`` holds.
+
+    Raises:
+        InputError: it is malformed, or describes a tower that cannot be built.
+    """
     settings = settings.get("vision_config", settings)
     if "hidden_size" not in settings or "patch_size" not in settings:
-        raise InputError(f"{path} describes no CLIP vision tower (it lacks hidden_size or patch_size).")
+        raise InputError(f"{where} describes no CLIP vision tower (it lacks hidden_size or patch_size).")
     from transformers import CLIPVisionConfig
 
     try:
         config = CLIPVisionConfig.from_dict(settings)
     except Exception as error:  # transformers' strict configs raise classes of their own, by version
         reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not a valid CLIPVisionConfig ({reason}).") from None
-    check_config(config, str(path))
+        raise InputError(f"{where} is not a valid CLIPVisionConfig ({reason}).") from None
+    check_config(config, where)
     return config
 
 
@@ -195,8 +203,9 @@ def write_directory(
 ) -> None:
     """Write the four files of a model directory from tensors already in Hugging Face names and layout."""
     with directory_in_parts(
-        path, config=config, tensors=tensors, processor=processor, overwrite=overwrite, max_shard_bytes=max_shard_bytes
-    ) as (writer, made):
+        path, config=config.to_dict(), tensors=tensors, processing=preprocessing.processor_settings(processor),
+        overwrite=overwrite, max_shard_bytes=max_shard_bytes,
+    ) as (writer, made):  # fmt: skip
         for name, tensor in tensors.items():
             writer.write(name, tensor.read())
         made.update(provenance)
@@ -206,16 +215,17 @@ def write_directory(
 def directory_in_parts(
     path: Path,
     *,
-    config: Any,
+    config: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    processor: Any,
+    processing: Mapping[str, Any],
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Iterator[tuple[SafetensorsWriter, dict[str, Any]]]:
     """A model directory whose tensors are written in any order; it appears when the block ends, whole.
 
     Args:
-        path, config, processor, overwrite, max_shard_bytes: as in :func:`write_directory`.
+        path, overwrite, max_shard_bytes: as in :func:`write_directory`.
+        config, processing: content of ``config.json`` and ``preprocessor_config.json``.
         tensors: their shapes and dtypes, in Hugging Face names and layout.
 
     Yields:
@@ -224,7 +234,7 @@ def directory_in_parts(
     Raises:
         InputError: the place is taken or cannot be written.
     """
-    settings = config.to_dict() | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    settings = dict(config) | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
     made: dict[str, Any] = {}
     with atomic_directory(path, overwrite) as aside:
         writer = SafetensorsWriter(aside, tensors, max_shard_bytes)
@@ -232,7 +242,7 @@ def directory_in_parts(
         writer.close()
         for file, content in (
             (CONFIG_FILE, settings),
-            (preprocessing.FILE, preprocessing.processor_settings(processor)),
+            (preprocessing.FILE, processing),
             (provenance.FILE, made),
         ):
             (aside / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -253,6 +263,7 @@ __all__ = [
     "load_detector",
     "open_detector_weights",
     "open_weights",
+    "parse_config",
     "read_config",
     "read_json_object",
     "read_provenance",

@@ -46,6 +46,15 @@ def read_processor(directory: Path) -> CLIPImageProcessorPil:
     Raises:
         InputError: the file is missing or describes no CLIP processing.
     """
+    return parse_processor(read_settings(directory), str(Path(directory) / FILE))
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What the file of a model directory says, without transformers' class around it.
+
+    Raises:
+        InputError: the file is missing or does not say how images are normalised and cropped.
+    """
     path = Path(directory) / FILE
     if not path.exists():
         raise InputError(
@@ -54,12 +63,23 @@ def read_processor(directory: Path) -> CLIPImageProcessorPil:
     settings = read_json(path)
     if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
         raise InputError(f"{path} does not say image_mean and image_std.")
+    return settings
+
+
+def parse_processor(settings: Any, where: str) -> CLIPImageProcessorPil:
+    """A processor from the JSON that ``where`` holds.
+
+    Raises:
+        InputError: it describes no CLIP processing.
+    """
+    if not isinstance(settings, dict) or not {"image_mean", "image_std"} <= settings.keys():
+        raise InputError(f"{where} does not say image_mean and image_std.")
     from transformers import CLIPImageProcessorPil
 
     try:
         return CLIPImageProcessorPil.from_dict(settings)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path} describes no CLIP image processor ({error}).") from None
+        raise InputError(f"{where} describes no CLIP image processor ({error}).") from None
 
 
 def processor_settings(processor: CLIPImageProcessorPil) -> dict[str, Any]:

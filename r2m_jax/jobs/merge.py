@@ -109,13 +109,13 @@ def _merge(
     wanted = {PREFIX + name: ShapeDtype(tensor.shape, dtype or tensor.dtype) for name, tensor in base.items()}
     wanted |= {name: ShapeDtype(value.shape, dtype or value.dtype) for name, value in head.items()}
     with directory_in_parts(
-        recipe.out, config=inputs.base.config, tensors=wanted, processor=inputs.processor, overwrite=overwrite
+        recipe.out, config=inputs.base.config, tensors=wanted, processing=inputs.processing, overwrite=overwrite
     ) as (writer, made):
 
         def write(name: str, values: np.ndarray, row: int) -> None:
             writer.write(PREFIX + name, values, row)
 
-        with _tracked(reporter, "merge", cut, passes=3 if recipe.method == "ties" else 1) as advance:
+        with _tracked(reporter, "merge", cut, passes=2 if recipe.method == "ties" else 1) as advance:
             if coefficients is None:
                 thresholds = ties_stream(
                     cut, base, thetas, write, names=names, dtype=dtype, advance=advance, **recipe.settings()

@@ -5,38 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from r2m_jax.checkpoints.directory import open_detector_weights, read_config, read_provenance
+from r2m_jax.checkpoints import preprocessing
+from r2m_jax.checkpoints.directory import CONFIG_FILE, open_detector_weights, read_json_object, read_provenance
 from r2m_jax.checkpoints.names import HEAD, tower_places
-from r2m_jax.checkpoints.preprocessing import read_processor
 from r2m_jax.checkpoints.tensors import LazyTensor, names_in_words, safetensors_files
 from r2m_jax.errors import InputError
+from r2m_jax.models import check_config
 
 _TRAINED = ("specialist", "all_in_one", "linear_probe")
-_ARCHITECTURE = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size", "image_size",
-    "hidden_act", "layer_norm_eps",
-)  # fmt: skip
+# What makes an architecture, and what transformers' CLIPVisionConfig takes a key for that its file leaves out.
+_ARCHITECTURE = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "patch_size": 32, "image_size": 224, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Source:
     """A model directory, unread but for its settings.
 
+    Settings are plain JSON: making transformers' objects of them takes longer than many a merge.
+
     Attributes:
-        config: of the tower.
+        config: of the tower, with the keys that make the architecture.
         tower: tensors by name without prefix.
         head: ``head.weight`` and ``head.bias``; empty in a base that has none.
-        processor: how images are prepared.
+        processing: how images are prepared.
         provenance: what made it.
         files: of the weights.
     """
 
-    config: Any
+    config: dict[str, Any]
     tower: dict[str, LazyTensor]
     head: dict[str, LazyTensor]
-    processor: Any
+    processing: dict[str, Any]
     provenance: dict[str, Any]
     files: tuple[Path, ...]
 
@@ -59,9 +64,9 @@ class Inputs:
         return [file for source in (self.base, *self.specialists.values()) for file in source.files]
 
     @property
-    def processor(self) -> Any:
+    def processing(self) -> dict[str, Any]:
         """What all specialists share."""
-        return next(iter(self.specialists.values())).processor
+        return next(iter(self.specialists.values())).processing
 
     def check_origin(self, hashes: set[str]) -> None:
         """Compare what specialists say of their base with the hashes of the files read.
@@ -88,7 +93,7 @@ def open_inputs(base: Path, specialists: Mapping[str, Path]) -> Inputs:
     first_name, first = next(iter(inputs.specialists.items()))
     for name, each in inputs.specialists.items():
         for key in _ARCHITECTURE:
-            theirs, ours = getattr(each.config, key), getattr(inputs.base.config, key)
+            theirs, ours = each.config[key], inputs.base.config[key]
             if theirs != ours:
                 raise InputError(f"{name} has {key} {theirs}, the base {ours}; they cannot be merged.")
         for key, tensor in inputs.base.tower.items():
@@ -100,7 +105,7 @@ def open_inputs(base: Path, specialists: Mapping[str, Path]) -> Inputs:
             if tensor.shape != first.head[key].shape:
                 raise InputError(f"{name} has {key} of shape {tensor.shape}, {first_name} {first.head[key].shape}.")
         for what in ("image_mean", "image_std", "crop_size"):
-            mine, other = _plain(getattr(each.processor, what)), _plain(getattr(first.processor, what))
+            mine, other = _plain(each.processing[what]), _plain(first.processing[what])
             if mine != other:
                 raise InputError(
                     f"{name} takes images with {what} {mine}, {first_name} with {other}; a merged model can do but one."
@@ -112,11 +117,11 @@ def _open(directory: Path) -> Source:
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise InputError(f"{directory} {what}; give a model directory (`r2m convert` makes one).")
-    config = read_config(directory)
+    config, processing = _settings(directory)
     tensors = open_detector_weights(directory)
     head = {name: tensor for name, tensor in tensors.items() if name in HEAD}
     tower = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
-    wanted = tower_places(config.num_hidden_layers).keys()
+    wanted = tower_places(config["num_hidden_layers"]).keys()
     if missing := wanted - tower.keys():
         raise InputError(f"{directory} lacks {names_in_words(missing)}.")
     if unknown := tower.keys() - wanted:
@@ -125,13 +130,24 @@ def _open(directory: Path) -> Source:
             "`r2m convert` makes a model directory of a foreign checkpoint."
         )
     files = tuple(safetensors_files(directory))
-    return Source(config, tower, head, read_processor(directory), read_provenance(directory), files)
+    return Source(config, tower, head, processing, read_provenance(directory), files)
+
+
+def _settings(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = directory / CONFIG_FILE
+    found = read_json_object(path)
+    found = found.get("vision_config", found)
+    if "hidden_size" not in found or "patch_size" not in found:
+        raise InputError(f"{path} describes no CLIP vision tower (it lacks hidden_size or patch_size).")
+    config = _ARCHITECTURE | found
+    check_config(SimpleNamespace(**config), str(path))
+    return config, preprocessing.read_settings(directory)
 
 
 def _plain(value: Any) -> Any:
-    """Sizes and lists as JSON has them, numbers to six digits."""
-    if hasattr(value, "items"):
-        return {str(key): item for key, item in value.items()}
+    """Settings to compare: numbers to six digits, and a size alone for that of a square."""
+    if isinstance(value, int):
+        return {"height": value, "width": value}
     if isinstance(value, list | tuple):
         return [round(float(item), 6) for item in value]
-    return str(value)
+    return value

@@ -30,6 +30,7 @@ from r2m_jax.merging.statistics import (
     Entry,
     Statistics,
     bases_of,
+    bases_of_layer,
     concatenate,
     entries,
     mean_vector,
@@ -116,12 +117,14 @@ def apply(
     if rank is None:
         start = theta0.astype(wide())
         return start + _weighted(coefficients.task, [thetas[:, i].astype(wide()) - start for i in range(count)])
-    if bases is None:
+    if bases is None and mesh is not None and theta0.shape[0] < mesh.size:
         bases = bases_of(theta0, thetas, weights, rank, kernel, mesh)
     keeps = keeps_basis(rank, *theta0.shape[-2:])
 
-    def one(start: Array, stack: Array, found: Array, task: Array, tail: Array) -> Array:
+    def one(start: Array, stack: Array, found: Array | None, task: Array, tail: Array) -> Array:
         mean = mean_vector(start, list(stack), weights)
+        if found is None:
+            found = bases_of_layer(start, stack, mean, rank, kernel)
         tails = tails_of([residual(start, theta, mean).astype(jnp.float32) for theta in stack], found, keeps)
         vectors = [theta.astype(wide()) - start.astype(wide()) for theta in stack]
         return start.astype(wide()) + _weighted(task, vectors) - _weighted(tail, tails)

@@ -39,6 +39,7 @@ Kernel = Literal["auto", "gram", "svd", "randomized", "matmul"]
 _POWER_ITERATIONS = 6
 _OVERSAMPLING = 16
 _PURIFICATIONS = 120
+_BLOCKS = 4
 _matmul = partial(jnp.matmul, precision="highest")
 
 
@@ -152,7 +153,7 @@ def spectrum(matrices: Float[Array, "*batch m n"]) -> Float[Array, "*batch s"]:
 
     def one(matrix: Float[Array, "m n"]) -> Array:
         flat, size = _normalised(matrix.astype(wide()))
-        values = jnp.linalg.eigvalsh(_matmul(flat, flat.T))[::-1]
+        values = jnp.linalg.eigvalsh(_gram(flat), symmetrize_input=False)[::-1]
         return (jnp.sqrt(jnp.maximum(values, 0.0)) * size).astype(jnp.float32)
 
     with wide_arithmetic():
@@ -202,8 +203,17 @@ def _normalised(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "s n"], Float
     return jax.lax.optimization_barrier(scaled.T.reshape(-1)).reshape(scaled.T.shape), size
 
 
+def _gram(flat: Float[Array, "s n"]) -> Float[Array, "s s"]:
+    """W·Wᵀ of which only the lower half is worked out, block by block: 5/8 of the products at four blocks."""
+    size = -(-flat.shape[0] // _BLOCKS)
+    parts = [flat[at : at + size] for at in range(0, flat.shape[0], size)]
+    rows = [[_matmul(part, other.T) for other in parts[: i + 1]] for i, part in enumerate(parts)]
+    full = [[*row, *(rows[j][i].T for j in range(i + 1, len(parts)))] for i, row in enumerate(rows)]
+    return jnp.block(full)
+
+
 def _by_gram(flat: Float[Array, "s n"]) -> tuple[Float[Array, "s s"], Float[Array, " s"]]:
-    values, vectors = jnp.linalg.eigh(_matmul(flat, flat.T))
+    values, vectors = jnp.linalg.eigh(_gram(flat), symmetrize_input=False)
     return vectors[:, ::-1], jnp.sqrt(jnp.maximum(values[::-1], 0.0))
 
 
@@ -228,7 +238,7 @@ def _by_range_finder(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s k"
 
 def _purify(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s s"]:
     """Projector onto the leading ``kept`` left singular vectors."""
-    gram = _matmul(flat, flat.T)
+    gram = _gram(flat)
     smaller = gram.shape[0]
     # Gershgorin's bound scales the spectrum into 0…1; x² pushes eigenvalues down, 2x - x² up, whichever brings the
     # trace nearer to the rank, until all are 0 or 1.

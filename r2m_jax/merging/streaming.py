@@ -281,7 +281,8 @@ def resolve(method: Method, statistics: Statistics | None, cut: Plan) -> tuple[C
         cut: what they are statistics of.
     """
     with wide_arithmetic():
-        found = method.resolve(statistics or empty_statistics(len(cut.where), cut.count), cut.where)
+        known = statistics or empty_statistics(len(cut.where), cut.count)
+        found = jax.jit(partial(method.resolve, where=cut.where))(known)
         coefficients, diagnostics = jax.tree.map(np.asarray, found)
     return coefficients, diagnostics
 

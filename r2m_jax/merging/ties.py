@@ -51,12 +51,14 @@ def ties(
     vectors = task_vectors(theta0, thetas)
     leaves = jax.tree.leaves(vectors)
     thresholds = kth_largest(leaves, kept_entries(sum(leaf[0].size for leaf in leaves), density))
-    trimmed = jax.tree.map(lambda leaf: trim(leaf, thresholds), vectors)
-    majority = jnp.sign(sum((vote(leaf).sum() for leaf in jax.tree.leaves(trimmed)), start=jnp.zeros(())))
-    update = jax.tree.map(lambda leaf: scale * agreed(leaf, majority, variant), trimmed)
-    if variant == "paper":
-        update = jax.tree.map(lambda leaf, vector: leaf + vector.mean(axis=0), update, vectors)
-    return add_to(theta0, update)
+    votes = [vote(trim(leaf, thresholds)).sum() for leaf in leaves]
+    majority = jnp.sign(_sum(votes))
+
+    def update(leaf: Float[Array, " n *shape"]) -> Array:
+        added = scale * agreed(trim(leaf, thresholds), majority, variant)
+        return added + leaf.mean(axis=0) if variant == "paper" else added
+
+    return add_to(theta0, jax.tree.map(update, vectors))
 
 
 def check(density: float, variant: str) -> None:
@@ -72,19 +74,24 @@ def kept_entries(size: int, density: float) -> int:
     return max(1, int(size * density))
 
 
-def trim(stack: Float[Array, " n *shape"], thresholds: Float[Array, " n"]) -> Float[Array, " n *shape"]:
-    """Entries at least as large as the threshold of their task vector; zero elsewhere."""
-    least = thresholds.reshape(-1, *(1,) * (stack.ndim - 1))
-    return jnp.where(jnp.abs(stack) >= least, stack, 0.0)
+def trim(
+    vectors: Sequence[Float[Array, " *shape"]], thresholds: Float[Array, " n"]
+) -> list[Float[Array, " *shape"]]:
+    """Entries at least as large as the threshold of their task vector; zero elsewhere.
+
+    Here and below specialists are taken one by one rather than stacked: compilers then make one loop of all of TIES,
+    and no intermediate result is ever stored.
+    """
+    return [jnp.where(jnp.abs(vector) >= thresholds[i], vector, 0.0) for i, vector in enumerate(vectors)]
 
 
-def vote(trimmed: Float[Array, " n *shape"]) -> Float[Array, " *shape"]:
+def vote(trimmed: Sequence[Float[Array, " *shape"]]) -> Float[Array, " *shape"]:
     """The sign of the sum at every place; 0 where nothing is left or it cancels."""
-    return jnp.sign(trimmed.sum(axis=0))
+    return jnp.sign(_sum(trimmed))
 
 
 def agreed(
-    trimmed: Float[Array, " n *shape"], majority: Float[Array, ""], variant: Literal["original", "paper"]
+    trimmed: Sequence[Float[Array, " *shape"]], majority: Float[Array, ""], variant: Literal["original", "paper"]
 ) -> Float[Array, " *shape"]:
     """What has the elected sign: its mean (``original``) or its sum (``paper``).
 
@@ -95,10 +102,15 @@ def agreed(
     """
     votes = vote(trimmed)
     elected = jnp.where(votes == 0, majority, votes)
-    agreeing = jnp.where(jnp.where(elected > 0, trimmed > 0, trimmed < 0), trimmed, 0.0)
+    agreeing = [jnp.where(part * elected > 0, part, 0.0) for part in trimmed]
     if variant == "paper":
-        return agreeing.sum(axis=0)
-    return agreeing.sum(axis=0) / jnp.maximum((agreeing != 0).sum(axis=0), 1)
+        return _sum(agreeing)
+    count = _sum([(part != 0).astype(part.dtype) for part in agreeing])
+    return _sum(agreeing) / jnp.maximum(count, 1.0)
+
+
+def _sum(parts: Sequence[Array]) -> Array:
+    return sum(parts[1:], start=parts[0])
 
 
 def kth_largest(leaves: Sequence[Float[Array, "n ..."]], k: int) -> Float[Array, " n"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 import jax
@@ -20,7 +20,11 @@ from jaxtyping import Array, Float
 from r2m_jax.merging.streaming import Model, Plan, Write, culprit, read_ahead, write_behind
 from r2m_jax.merging.ties import agreed, check, kept_entries, trim, vote
 
-_SAMPLE = 2**20
+_SAMPLE = 2**22
+"""Values of a task vector that are drawn, about."""
+
+_BLOCK = 2**17
+
 _DEVIATIONS = 6.0
 """Half width of the bracket in standard deviations of the sample's quantile; a bracket that misses is widened."""
 
@@ -73,18 +77,12 @@ def _thresholds(
     advance: Callable[[int], None],
 ) -> tuple[Float[np.ndarray, " n"], float]:
     """The thresholds, exactly, and the sign most places have, as far as a sample tells."""
-    stride = max(1, size // _SAMPLE)
-    parts: list[np.ndarray] = []
-    for number, (start, thetas) in read_ahead(cut.chunks, models):
-        for origin, stack in zip(start, thetas, strict=True):
-            drawn_here = stack.reshape(len(stack), -1)[:, ::stride].astype(np.float32)
-            parts.append(drawn_here - origin.reshape(-1)[::stride].astype(np.float32))
-        advance(len(cut.chunks[number].pieces))
+    parts = _drawn(cut, models, size)
     signed = np.concatenate(parts, axis=1)
     sample = np.sort(np.abs(signed), axis=1)[:, ::-1]
     drawn = sample.shape[1]
     share = kept / size
-    width = _DEVIATIONS * np.sqrt(drawn * share * (1 - share)) + 2
+    width = _DEVIATIONS * _deviation(parts, sample[:, min(drawn - 1, int(share * drawn))], share) + 2
     while True:
         first, last = int(share * drawn - width), int(share * drawn + width)
         high = sample[:, first] if first >= 0 else np.full(len(sample), np.inf, np.float32)
@@ -100,6 +98,32 @@ def _thresholds(
         width *= 8
 
 
+def _drawn(cut: Plan, models: Sequence[Model], size: int) -> list[np.ndarray]:
+    """Some rows of every leaf, evenly spaced, as task vectors [n, values]: nothing else of the files is read."""
+    every = max(1, size // _SAMPLE)
+    parts = []
+    for piece in (piece for chunk in cut.chunks for piece in chunk.pieces):
+        leaf = [model[piece.unit.paths[0]] for model in models]
+        shape = leaf[0].shape
+        for row in range(piece.start + (piece.stop - piece.start - 1) % every // 2, piece.stop, every):
+            values = np.empty((len(models), *shape[1:]), np.float32)
+            for tensor, out in zip(leaf, values[:, None], strict=True):
+                tensor.read_into(out if shape else out[0], slice(row, row + 1) if shape else None)
+            flat = values.reshape(len(models), -1)
+            parts.append(flat[1:] - flat[0])
+    return parts
+
+
+def _deviation(parts: Sequence[np.ndarray], threshold: np.ndarray, share: float) -> float:
+    """Standard deviation of how many of the drawn values exceed what a share of all does, drawn row by row.
+
+    Values of a row are alike (a neuron that moved has moved in most of them), which makes a sample of rows vary more
+    than one of values.
+    """
+    above = [(np.abs(part) >= threshold[:, None]).sum(axis=1) - share * part.shape[1] for part in parts]
+    return float(np.sqrt(np.square(above).sum(axis=0)).max())
+
+
 def _count(
     cut: Plan,
     models: Sequence[Model],
@@ -112,12 +136,21 @@ def _count(
     above = np.zeros(len(names), np.int64)
     inside: list[list[np.ndarray]] = [[] for _ in names]
 
-    def count(index: int, theta: np.ndarray, start: np.ndarray) -> tuple[int, int, np.ndarray, bool]:
-        size = np.subtract(theta, start, dtype=np.float32)
-        np.abs(size, out=size)
-        over = size > high[index]
-        found = size[(size >= low[index]) & ~over]
-        return index, int(np.count_nonzero(over)), found, bool(np.isfinite(size.sum(dtype=np.float64)))
+    def count(index: int, theta: np.ndarray, start: np.ndarray) -> tuple[int, int, list[np.ndarray], bool]:
+        theta, start = theta.reshape(-1), start.reshape(-1)
+        room = np.empty(min(_BLOCK, theta.size), np.float32)
+        over, found, finite = 0, [], True
+        for at in range(0, theta.size, _BLOCK):  # what stays in the cache is read and written several times for nothing
+            size = room[: min(_BLOCK, theta.size - at)]
+            np.subtract(theta[at : at + _BLOCK], start[at : at + _BLOCK], out=size, dtype=np.float32)
+            np.abs(size, out=size)
+            # One comparison leaves few values; a NaN fails it, and shows in the largest.
+            near = size[size >= low[index]]
+            among = near[near <= high[index]]
+            over += near.size - among.size
+            found.append(among)
+            finite = finite and bool(np.isfinite(size.max()))
+        return index, over, found, finite
 
     with ThreadPoolExecutor(os.cpu_count()) as workers:  # NumPy lets go of the interpreter while it computes
         for number, values in read_ahead(cut.chunks, models):
@@ -130,7 +163,7 @@ def _count(
                 if not finite:
                     raise culprit(cut.chunks[number], values, names)
                 above[index] += over
-                inside[index].append(found)
+                inside[index] += found
             advance(len(cut.chunks[number].pieces))
     return above, [np.concatenate(found) for found in inside]
 
@@ -173,12 +206,12 @@ def _elect(
     dtype: np.dtype,
 ) -> tuple[Array, Array, Array, Array]:
     start = theta0.astype(jnp.float32)
-    vectors = jnp.moveaxis(thetas.astype(jnp.float32), 1, 0) - start
+    vectors = [thetas[:, i].astype(jnp.float32) - start for i in range(thetas.shape[1])]
     trimmed = trim(vectors, least)
     votes = vote(trimmed)
     update = scale * agreed(trimmed, majority, variant)
     if variant == "paper":
-        update = update + vectors.mean(axis=0)
+        update = update + sum(vectors[1:], start=vectors[0]) / len(vectors)
     out = (start + update).astype(dtype)
-    cancels = (votes == 0) & (trimmed != 0).any(axis=0)
+    cancels = (votes == 0) & reduce(jnp.logical_or, [part != 0 for part in trimmed])
     return out, jnp.isfinite(out).all(), votes.sum(), cancels.any()

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from r2m_jax.cli.named import named
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.merge import earlier_recipe, merge
 from r2m_jax.parallel import one_device_per_core
@@ -41,7 +42,7 @@ def run(
         settings, source = earlier_recipe(Path(source)), None
     elif add or remove:
         raise InputError("--add and --remove change an earlier merge; give its model directory.")
-    models = dict(settings.get("models", {})) | _named(specialists, "--specialist") | _named(add, "--add")
+    models = dict(settings.get("models", {})) | named(specialists, "--specialist") | named(add, "--add")
     for name in remove:
         if name not in models:
             raise InputError(f"there is no specialist {name!r} to remove; there are {', '.join(models)}.")
@@ -62,15 +63,3 @@ def run(
     for sentence in made.sentences:
         reporter.say(sentence)
     reporter.say(f"written {made.directory}")
-
-
-def _named(entries: Sequence[str], option: str) -> dict[str, str]:
-    out: dict[str, str] = {}
-    for entry in entries:
-        name, equals, path = entry.partition("=")
-        if not equals or not name or not path:
-            raise InputError(f"{option} {entry!r} is no NAME=DIR.")
-        if name in out:
-            raise InputError(f"{option} names {name!r} twice.")
-        out[name] = path
-    return out

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+import numpy as np
+
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 
@@ -71,6 +73,13 @@ def select_frames(paths: Sequence[str], n: int | None, how: FrameSelection = "ev
         return list(paths)
     ordered = list(paths) if how == "df40" else sorted(paths, key=lambda path: natural_key(path.rpartition("/")[2]))
     return [ordered[i] for i in frame_indices(len(ordered), n, how)]
+
+
+def evenly(records: Sequence[Record], limit: int | None) -> list[Record]:
+    """At most ``limit`` of the records, at equal steps from the first to the last; all of them when None."""
+    if limit is None or limit >= len(records):
+        return list(records)
+    return [records[place] for place in np.linspace(0, len(records) - 1, limit).round().astype(int)]
 
 
 def deduplicate(records: Sequence[Record]) -> list[Record]:

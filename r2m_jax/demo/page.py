@@ -58,7 +58,7 @@ def write_results(outcome: Outcome, folder: Path) -> None:
     """Write scores.csv, metrics.json, table.md, table.tex and report.html."""
     aucs = outcome.aucs()
     auc_table = _auc_table(outcome, aucs)
-    outcome.table.write_csv(folder / "scores.csv", relative_to=folder)
+    outcome.table.write(folder / "scores.csv", relative_to=folder)
     metrics = {"image_auc": aucs, "diagnostics": {k: as_json(v) for k, v in outcome.diagnostics.items()}}
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(auc_table.markdown(), encoding="utf-8")

@@ -20,9 +20,12 @@ import yaml
 from r2m_jax import merging
 from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import load_detector, provenance
+from r2m_jax.checkpoints.directory import read_config
+from r2m_jax.checkpoints.preprocessing import read_processor
 from r2m_jax.data.images import load_images
 from r2m_jax.data.index import index_file, read_index
 from r2m_jax.data.records import Record, select
+from r2m_jax.data.selection import evenly
 from r2m_jax.errors import InputError
 from r2m_jax.evaluation import ScoreTable, family_auc, score
 from r2m_jax.evaluation.plots import heat_map
@@ -64,11 +67,12 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
     hashed = provenance.input_hashes([*inputs.files, index_file(recipe.data.index)])
     inputs.check_origin({item["sha256"] for item in hashed})
     records = _records(recipe)
-    size = inputs.processor.crop_size["height"]
+    processor = read_processor(next(iter(recipe.models.values())).path)
+    size = processor.crop_size["height"]
     with reporter.track(f"decode at {size} px", len(records)) as advance:
         images = load_images([record.path for record in records], size, on_progress=advance)
     scorer = score(
-        apply_detector(inputs.base.config), inputs.processor.image_mean, inputs.processor.image_std,
+        apply_detector(read_config(recipe.base)), processor.image_mean, processor.image_std,
         batch_size=recipe.batch_size,
     )  # fmt: skip
     candidates, scores, found = recipe.candidates(), ScoreTable(records), dict[str, Any]()
@@ -87,7 +91,7 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
         (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
         (folder / "table.tex").write_text(table.latex(), encoding="utf-8")
         (folder / "results.csv").write_text(_csv(candidates, aucs, columns), encoding="utf-8")
-        scores.write_csv(folder / "scores.csv", relative_to=index_file(recipe.data.index).parent)
+        scores.write(folder / "scores.csv", relative_to=index_file(recipe.data.index).parent)
         for title, svg in _maps(candidates, values):
             (folder / f"{title}.svg").write_text(svg, encoding="utf-8")
         chosen = candidates[best].model_dump(mode="json", exclude_none=True)
@@ -109,10 +113,7 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
 
 
 def _records(recipe: SweepRecipe) -> list[Record]:
-    records = select(read_index(index_file(recipe.data.index)), split=recipe.data.split)
-    if recipe.data.limit and recipe.data.limit < len(records):
-        places = np.linspace(0, len(records) - 1, recipe.data.limit).round().astype(int)
-        records = [records[place] for place in places]
+    records = evenly(select(read_index(index_file(recipe.data.index)), split=recipe.data.split), recipe.data.limit)
     if {record.label for record in records} != {0, 1}:
         raise InputError(
             f"{recipe.data.index} has {len(records)} images of split {recipe.data.split!r}, which are not of both "

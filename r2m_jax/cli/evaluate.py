@@ -1,0 +1,60 @@
+"""``r2m eval``: models compared on images, or again from a score table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r2m_jax.cli.named import named
+from r2m_jax.errors import InputError
+from r2m_jax.jobs.evaluate import evaluate
+from r2m_jax.progress import Reporter
+from r2m_jax.recipes import load_recipe
+from r2m_jax.recipes.evaluating import EvalRecipe
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    models: Sequence[str],
+    index: Path | None,
+    split: str | None,
+    fpr: float | None,
+    calibrate_split: str | None,
+    flags: Mapping[str, Any],
+    overwrite: bool,
+    dry_run: bool,
+) -> None:
+    """Compare, say what was left out, and print the table last.
+
+    Raises:
+        InputError: see :func:`r2m_jax.jobs.evaluate.evaluate`.
+    """
+    bare = [a for a in arguments if "=" not in a]
+    if len(bare) > 1:
+        raise InputError(f"one recipe at a time: {' and '.join(bare)} were given.")
+    if calibrate_split is not None and fpr is None:
+        raise InputError("--calibrate-split needs --calibrate with a false-positive rate, e.g. --calibrate 0.05.")
+    settings = {name: value for name, value in flags.items() if value is not None}
+    for section, values in (
+        ("data", {"index": index, "split": split}),
+        ("calibrate", {"fpr": fpr, "split": calibrate_split}),
+    ):
+        given = {name: value for name, value in values.items() if value is not None}
+        if given:
+            settings[section] = given
+    if models:
+        settings["models"] = named(models, "--model")
+    recipe = load_recipe(EvalRecipe, "eval", bare[0] if bare else None, [a for a in arguments if "=" in a], settings)
+    if dry_run:
+        print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
+        return
+    reporter = Reporter()
+    made = evaluate(recipe, reporter=reporter, overwrite=overwrite)
+    for sentence in made.notes:
+        reporter.say(sentence)
+    reporter.say(f"written {made.directory}")
+    print(made.table.markdown(), end="")

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from jax.sharding import Mesh
 from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import provenance, save_detector
 from r2m_jax.checkpoints.tensors import safetensors_files
+from r2m_jax.data.faces.crop_folders import common_framing
 from r2m_jax.data.index import index_file
 from r2m_jax.errors import InputError
 from r2m_jax.evaluation.metrics import auc, video_auc
+from r2m_jax.evaluation.scores import sigmoid
 from r2m_jax.jobs.run_folder import RunFolder
 from r2m_jax.jobs.training_data import TrainingData, training_data
 from r2m_jax.jobs.training_model import Start, start
@@ -189,7 +191,7 @@ def _validate(run: _Run, step: int, state: TrainState, folder: Path, report: Tra
         # Cross-entropy of two logits that differ by x: log(1 + e^-x), x towards the right class.
         "loss": float(np.mean(np.logaddexp(0.0, np.where(labels == 1, -logits, logits)))),
         "frame_auc": auc(labels, logits),
-        "video_auc": video_auc(run.data.val, np.exp(-np.logaddexp(0.0, -logits))),
+        "video_auc": video_auc(run.data.val, sigmoid(logits)),
     }
     report.validation(step, measured)
     if settings.select == "last" and settings.patience is None:
@@ -213,6 +215,7 @@ def _write(run: _Run, params: Params, folder: Path, overwrite: bool, **facts: An
     recipe, begin = run.recipe, run.start
     if recipe.model.lora:
         params = lora.fold(params, recipe.model.lora.alpha)
+    framing = common_framing(record.path for record in run.data.train)
     made = provenance.record(
         recipe.kind,
         inputs=provenance.input_hashes([*safetensors_files(begin.directory), index_file(recipe.data.index)]),
@@ -220,6 +223,7 @@ def _write(run: _Run, params: Params, folder: Path, overwrite: bool, **facts: An
         seed=recipe.seed,
         name=recipe.name,
         images=run.data.summary(),
+        face_crops=asdict(framing) if framing else None,
         unreadable=run.streams.train.unreadable,
         devices=[str(device) for device in jax.devices()],
         **facts,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import multiprocessing
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ al., "Vertical and horizontal proportions of the face", Plastic and Reconstructi
 # right temple to the left one they are (SBI's reading of it, https://github.com/mapooon/SelfBlendedImages)
 _FOREHEAD_ORDER = np.array([77, 75, 76, 68, 69, 70, 71, 80, 72, 73, 79, 74, 78])
 _CHUNK = 16  # images a process takes at a time
+# A detector keeps the pyramid of its image and lets go of Python's lock: two threads would see each other's faces.
+_DETECTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,11 @@ def detect(image: UInt8[np.ndarray, "h w 3"]) -> list[Landmarked]:
         sides = (max(1, round(width * scale)), max(1, round(height * scale)))
         small = cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
     boxes: Any = ()
-    for enlarge in (0, 1):
-        boxes, scores, _ = detector.run(small, enlarge, 0.0)
-        if boxes:
-            break
+    with _DETECTING:
+        for enlarge in (0, 1):
+            boxes, scores, _ = detector.run(small, enlarge, 0.0)
+            if boxes:
+                break
     faces = [_mark(image, box, score, scale, predictor) for box, score in zip(boxes, scores, strict=True)]
     return sorted(faces, key=lambda face: (-face.area, -face.confidence, face.box))
 

@@ -132,6 +132,28 @@ def evaluation_batches(
     return BatchIterator(_Batches(source, in_order(count), 0, count, batch_size, shard, decoding, False), settings)
 
 
+def read_ahead(
+    dataset: grain.MapDataset, workers: int, *, processes: bool = False, prefetch: int = 2
+) -> grain.DatasetIterator:
+    """The elements of a random-access data set in order, made by workers that have begun; see :class:`Decoding`.
+
+    Args:
+        dataset: what is read.
+        workers: working side by side; 0 works in the calling thread.
+        processes: let them be processes instead of threads.
+        prefetch: elements each has ready.
+    """
+    threads = 0 if processes else workers
+    stream = dataset.to_iter_dataset(grain.ReadOptions(threads, threads * prefetch))
+    if processes and workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags, which only absl's app.run would parse
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(workers, prefetch))
+    running = iter(stream)
+    running.start_prefetch()
+    return running
+
+
 class BatchIterator(grain.DatasetIterator):
     """Iterates over batches; stands and resumes anywhere, also with other workers or another number of processes.
 
@@ -170,16 +192,8 @@ class BatchIterator(grain.DatasetIterator):
         """Start the workers before the first batch is asked for."""
         if self._running is not None:
             return
-        decoding = self._dataset.decoding
-        dataset = grain.MapDataset.source(self._dataset)[self._next :]
-        threads = 0 if decoding.processes else decoding.workers
-        stream = dataset.to_iter_dataset(grain.ReadOptions(threads, threads * decoding.prefetch))
-        if decoding.processes and decoding.workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # Grain asks for its own flags, which only absl's app.run would parse
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(decoding.workers, decoding.prefetch))
-        self._running = iter(stream)
-        self._running.start_prefetch()
+        decoding, dataset = self._dataset.decoding, grain.MapDataset.source(self._dataset)[self._next :]
+        self._running = read_ahead(dataset, decoding.workers, processes=decoding.processes, prefetch=decoding.prefetch)
 
     def get_state(self) -> dict[str, Any]:
         """Where the iterator stands; can be written as JSON."""

@@ -1,6 +1,7 @@
 """Faces of known photographs: where they are is known from looking at them."""
 
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import matplotlib.cbook
@@ -80,6 +81,14 @@ def test_many_images_by_processes(astronaut):
     for k in (0, 2):
         np.testing.assert_array_equal(alone[k].landmarks, together[k].landmarks)
     assert abs(eyes(alone[2].landmarks)[::-1, 0] - (511 - np.array(ASTRONAUT)[:, 0])).max() < 5
+
+
+def test_threads_do_not_see_each_others_faces(astronaut):
+    cat = skimage.data.chelsea()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(largest_face, [astronaut, cat] * 6))
+    assert found[1::2] == [None] * 6
+    assert {face.box for face in found[::2]} == {largest_face(astronaut).box}
 
 
 def test_dlib_is_asked_for(monkeypatch, astronaut):

@@ -9,6 +9,7 @@ from typing import Any
 
 from r2m_jax.checkpoints import preprocessing
 from r2m_jax.checkpoints.directory import CONFIG_FILE, read_config, read_json_object
+from r2m_jax.checkpoints.single_file import read_description
 from r2m_jax.checkpoints.tensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -67,7 +68,9 @@ def open_source(source: str) -> Source:
 
 def _open_file(path: Path) -> Source:
     if path.name.endswith((".safetensors", ".index.json")):
-        return Source("safetensors file", [path], open_safetensors(path))
+        tensors = open_safetensors(path)
+        described = read_description(path) if path.name.endswith(".safetensors") else None
+        return Source("safetensors file", [path], tensors, *(described or ()))
     if is_torch_file(path):
         arrays = read_torch_file(path)
         return Source("torch file", [path], {name: LazyTensor.of(array) for name, array in arrays.items()})

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from r2m_jax.errors import InputError
+from r2m_jax.merging import engine
 from r2m_jax.merging.diagnostics import MergeDiagnostics
 from r2m_jax.merging.engine import Coefficients, Method, apply, check_count, empty_statistics, measure
 from r2m_jax.merging.ranks import Rank
@@ -281,8 +282,7 @@ def resolve(method: Method, statistics: Statistics | None, cut: Plan) -> tuple[C
         cut: what they are statistics of.
     """
     with wide_arithmetic():
-        known = statistics or empty_statistics(len(cut.where), cut.count)
-        found = jax.jit(partial(method.resolve, where=cut.where))(known)
+        found = engine.resolve(method, statistics or empty_statistics(len(cut.where), cut.count), cut.where)
         coefficients, diagnostics = jax.tree.map(np.asarray, found)
     return coefficients, diagnostics
 

@@ -74,9 +74,7 @@ def kept_entries(size: int, density: float) -> int:
     return max(1, int(size * density))
 
 
-def trim(
-    vectors: Sequence[Float[Array, " *shape"]], thresholds: Float[Array, " n"]
-) -> list[Float[Array, " *shape"]]:
+def trim(vectors: Sequence[Float[Array, " *shape"]], thresholds: Float[Array, " n"]) -> list[Float[Array, " *shape"]]:
     """Entries at least as large as the threshold of their task vector; zero elsewhere.
 
     Here and below specialists are taken one by one rather than stacked: compilers then make one loop of all of TIES,

@@ -11,7 +11,7 @@ from r2m_jax.merging.diagnostics import MergeDiagnostics, explain
 from r2m_jax.merging.engine import MergeResult
 from r2m_jax.merging.heads import average_heads, merge_detectors, norm_matched_heads
 from r2m_jax.merging.r2m import r2m
-from r2m_jax.merging.ranks import ByPattern, Energy
+from r2m_jax.merging.ranks import ByPattern, Energy, Gradient
 from r2m_jax.merging.selection import attention_and_mlp
 from r2m_jax.merging.task_arithmetic import task_arithmetic
 from r2m_jax.merging.ties import ties
@@ -19,6 +19,7 @@ from r2m_jax.merging.ties import ties
 __all__ = [
     "ByPattern",
     "Energy",
+    "Gradient",
     "MergeDiagnostics",
     "MergeResult",
     "attention_and_mlp",

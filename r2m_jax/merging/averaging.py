@@ -3,51 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
-
-from r2m_jax.errors import InputError
-from r2m_jax.merging.engine import Coefficients, run
-from r2m_jax.merging.ranks import Rank
-from r2m_jax.merging.selection import Select, Unit, attention_and_mlp
-from r2m_jax.merging.statistics import Entry, Statistics
+from r2m_jax.merging.selection import Select, attention_and_mlp
+from r2m_jax.merging.task_arithmetic import TaskArithmetic, task_arithmetic
 
 Tree = Any
 
-
-def shares(weights: Sequence[float] | None, count: int) -> np.ndarray:
-    """Weights of ``count`` specialists, adding up to 1; equal ones when none are given.
-
-    Raises:
-        InputError: a wrong number of them, a negative one, or all zero.
-    """
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
-    if len(given) != count or not all(weight >= 0 for weight in given) or not 0 < sum(given) < np.inf:
-        raise InputError(f"weights {given} do not fit: give one number ≥ 0 for each of the {count} specialists.")
-    return np.asarray(given) / sum(given)
-
-
-@dataclass(frozen=True)
-class WeightAveraging:
-    """θ₀ + Σ wᵢ τᵢ."""
-
-    given: tuple[float, ...] | None = None
-    measures = False
-
-    def weights(self, count: int) -> np.ndarray:
-        """As given, or equal."""
-        return shares(self.given, count)
-
-    def rank_at(self, unit: Unit) -> Rank | None:
-        """Nothing is truncated."""
-        return None
-
-    def resolve(self, statistics: Statistics, where: Sequence[Entry]) -> tuple[Coefficients, None]:
-        """The weights, everywhere."""
-        rows, count = statistics.kept.shape
-        return Coefficients(np.tile(self.weights(count), (rows, 1)), np.zeros((rows, count))), None
+WeightAveraging = partial(TaskArithmetic, 1.0, "mean")
+"""θ₀ + Σ wᵢ τᵢ is task arithmetic at α = 1 with the mean; takes the weights."""
 
 
 def weight_averaging(
@@ -68,4 +33,4 @@ def weight_averaging(
     Raises:
         InputError: no specialist, differing trees, or weights of a wrong count, sign or sum.
     """
-    return run(WeightAveraging(None if weights is None else tuple(weights)), theta0, thetas, select=select)[0]
+    return task_arithmetic(theta0, thetas, weights=weights, select=select)

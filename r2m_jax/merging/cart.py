@@ -13,12 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from r2m_jax.errors import InputError
-from r2m_jax.merging.averaging import shares
 from r2m_jax.merging.engine import Coefficients, check_ranks, run
-from r2m_jax.merging.ranks import ByPattern, Rank, setting_at
+from r2m_jax.merging.ranks import NumberSetting, Rank, RankSetting, setting_at
 from r2m_jax.merging.selection import Select, Unit, attention_and_mlp
 from r2m_jax.merging.spectral import Kernel
 from r2m_jax.merging.statistics import Entry, Statistics
+from r2m_jax.merging.task_arithmetic import shares
 
 Tree = Any
 
@@ -27,8 +27,8 @@ Tree = Any
 class Cart:
     """θ_avg - λ Σ tailᵢ: the kept parts of centred task vectors add up to minus their discarded tails."""
 
-    rank: Rank | ByPattern[Rank] = 0.3
-    scale: float | ByPattern[float] = 1.0
+    rank: RankSetting = 0.3
+    scale: NumberSetting = 1.0
     reduce: Literal["sum", "mean"] = "sum"
     given: tuple[float, ...] | None = None
     measures = False
@@ -60,8 +60,8 @@ def cart(
     theta0: Tree,
     thetas: Sequence[Tree] | Tree,
     *,
-    rank: Rank | ByPattern[Rank] = 0.3,
-    scale: float | ByPattern[float] = 1.0,
+    rank: RankSetting = 0.3,
+    scale: NumberSetting = 1.0,
     reduce: Literal["sum", "mean"] = "sum",
     weights: Sequence[float] | None = None,
     fused_qkv: bool = False,

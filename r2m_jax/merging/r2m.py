@@ -24,13 +24,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from r2m_jax.errors import InputError
-from r2m_jax.merging.averaging import shares
 from r2m_jax.merging.diagnostics import MergeDiagnostics
 from r2m_jax.merging.engine import Coefficients, MergeResult, check_ranks, run
-from r2m_jax.merging.ranks import ByPattern, Rank, setting_at
+from r2m_jax.merging.ranks import NumberSetting, Rank, RankSetting, setting_at
 from r2m_jax.merging.selection import Select, Unit, attention_and_mlp
 from r2m_jax.merging.spectral import Kernel
 from r2m_jax.merging.statistics import Entry, Statistics
+from r2m_jax.merging.task_arithmetic import shares
 
 Tree = Any
 Scope = Literal["global", "leaf", "block"]
@@ -49,8 +49,8 @@ _PAPER = {"k": 1, "centering": "centered", "origin": "theta0", "eta": "eff", "sc
 class R2M:
     """R²M with every switch of its ambiguities; meanings under :func:`r2m`."""
 
-    rank: Rank | ByPattern[Rank] = 0.7
-    alpha: float | ByPattern[float] = 0.5
+    rank: RankSetting = 0.7
+    alpha: NumberSetting = 0.5
     k: int = 1
     centering: Literal["centered", "uncentered"] = "centered"
     origin: Literal["theta0", "theta_avg"] = "theta0"
@@ -178,8 +178,8 @@ def r2m(
     theta0: Tree,
     thetas: Sequence[Tree] | Tree,
     *,
-    rank: Rank | ByPattern[Rank] = 0.7,
-    alpha: float | ByPattern[float] = 0.5,
+    rank: RankSetting = 0.7,
+    alpha: NumberSetting = 0.5,
     k: int = 1,
     centering: Literal["centered", "uncentered"] = "centered",
     origin: Literal["theta0", "theta_avg"] = "theta0",

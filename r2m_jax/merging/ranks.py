@@ -1,12 +1,17 @@
-"""How many singular components a matrix keeps."""
+"""How many singular components a matrix keeps, and settings that differ between leaves and layers."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
+from jaxtyping import Float
+
 from r2m_jax.errors import InputError
+from r2m_jax.merging.selection import is_stack
 
 
 @dataclass(frozen=True)
@@ -84,15 +89,76 @@ class ByPattern(Generic[T_co]):
     patterns: tuple[tuple[str, T_co], ...]
 
 
+def over_layers(anchors: Sequence[float], layers: int) -> Float[np.ndarray, " layers"]:
+    """A value for each layer, linearly between anchors that stand at equal distances from the first layer to the last.
+
+    What mergekit calls a gradient (``evaluate_setting`` in its config.py, ``t`` in its plan.py,
+    https://github.com/arcee-ai/mergekit), which gives a single layer the last anchor.
+
+    Example:
+        >>> over_layers([0.0, 1.0, 0.0], 5).tolist()
+        [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    depths = np.linspace(0, 1, layers) if layers > 1 else np.ones(1)
+    return np.interp(depths, np.linspace(0, 1, len(anchors)), anchors)
+
+
+# A layer's number in a leaf's path, or behind it where a row of statistics is one layer of a stack.
+_LAYER = re.compile(r"\blayers?[/.](\d+)[/.]|\[(\d+)\]$")
+_AFTER_LAYERS = re.compile(r"(^|[/.])post_")
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A number that changes with depth (:func:`over_layers`).
+
+    Attributes:
+        anchors: from the first layer to the last.
+        layers: how many the model has.
+    """
+
+    anchors: tuple[float, ...]
+    layers: int
+
+    def at(self, path: str) -> float:
+        """The number for a leaf; outside of layers that of the nearer end, as in mergekit.
+
+        Raises:
+            InputError: the leaf is a stack of layers, or of a layer that the model does not have.
+        """
+        found = _LAYER.search(path)
+        if found is None:
+            if is_stack(path):
+                raise InputError(
+                    f"a setting that changes with depth needs a leaf per layer, which {path} is not: it holds all "
+                    "layers; merge from files with r2m merge, or give one value for all layers."
+                )
+            return float(self.anchors[-1 if _AFTER_LAYERS.search(path) else 0])
+        layer = int(found.group(1) or found.group(2))
+        if layer >= self.layers:
+            raise InputError(f"{path} is of a layer beyond the {self.layers} that the list of values is for.")
+        return float(over_layers(self.anchors, self.layers)[layer])
+
+
+RankSetting = Rank | Gradient | ByPattern[Rank | Gradient]
+"""One rank for all matrices, or ranks by leaf and depth."""
+
+NumberSetting = float | Gradient | ByPattern[float | Gradient]
+"""One number for all leaves, or numbers by leaf and depth."""
+
+
 def setting_at(setting: Any, path: str) -> Any:
-    """The value of a setting, plain or :class:`ByPattern`, for one leaf."""
-    if not isinstance(setting, ByPattern):
-        return setting
-    return next((value for pattern, value in setting.patterns if re.search(pattern, path)), setting.default)
+    """The value of a setting, plain, :class:`Gradient` or :class:`ByPattern`, for one leaf."""
+    if isinstance(setting, ByPattern):
+        setting = next((value for pattern, value in setting.patterns if re.search(pattern, path)), setting.default)
+    return setting.at(path) if isinstance(setting, Gradient) else setting
 
 
 def every_value(setting: Any) -> list[Any]:
     """All values a setting can take, to be checked before anything is computed."""
-    if not isinstance(setting, ByPattern):
-        return [setting]
-    return [setting.default, *(value for _, value in setting.patterns)]
+    if isinstance(setting, ByPattern):
+        return [
+            *every_value(setting.default),
+            *(found for _, value in setting.patterns for found in every_value(value)),
+        ]
+    return list(setting.anchors) if isinstance(setting, Gradient) else [setting]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from r2m_jax.merging.interference import check_specialists, pieces, where
+from r2m_jax.merging.pieces import check_specialists, pieces, where
 from r2m_jax.merging.selection import Select, attention_and_mlp
 from r2m_jax.trees import flatten, refuse_non_finite
 

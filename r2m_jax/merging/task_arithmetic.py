@@ -9,20 +9,31 @@ from typing import Any, Literal
 import numpy as np
 
 from r2m_jax.errors import InputError
-from r2m_jax.merging.averaging import shares
 from r2m_jax.merging.engine import Coefficients, run
-from r2m_jax.merging.ranks import ByPattern, Rank, setting_at
+from r2m_jax.merging.ranks import NumberSetting, Rank, setting_at
 from r2m_jax.merging.selection import Select, Unit, attention_and_mlp
 from r2m_jax.merging.statistics import Entry, Statistics
 
 Tree = Any
 
 
+def shares(weights: Sequence[float] | None, count: int) -> np.ndarray:
+    """Weights of ``count`` specialists, adding up to 1; equal ones when none are given.
+
+    Raises:
+        InputError: a wrong number of them, a negative one, or all zero.
+    """
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(given) != count or not all(weight >= 0 for weight in given) or not 0 < sum(given) < np.inf:
+        raise InputError(f"weights {given} do not fit: give one number ≥ 0 for each of the {count} specialists.")
+    return np.asarray(given) / sum(given)
+
+
 @dataclass(frozen=True)
 class TaskArithmetic:
     """θ₀ + α Σ τᵢ, or α times their mean."""
 
-    alpha: float | ByPattern[float] = 1.0
+    alpha: NumberSetting = 1.0
     reduce: Literal["mean", "sum"] = "mean"
     given: tuple[float, ...] | None = None
     measures = False
@@ -51,7 +62,7 @@ def task_arithmetic(
     theta0: Tree,
     thetas: Sequence[Tree] | Tree,
     *,
-    alpha: float | ByPattern[float] = 1.0,
+    alpha: NumberSetting = 1.0,
     reduce: Literal["mean", "sum"] = "mean",
     variant: Literal["original", "paper"] | None = None,
     weights: Sequence[float] | None = None,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
+from r2m_jax.checkpoints.directory import read_config
 from r2m_jax.errors import InputError
 from r2m_jax.merging.averaging import WeightAveraging
 from r2m_jax.merging.cart import Cart
 from r2m_jax.merging.engine import Method
 from r2m_jax.merging.r2m import R2M
-from r2m_jax.merging.ranks import ByPattern, parse_rank
+from r2m_jax.merging.ranks import ByPattern, Gradient, parse_rank
 from r2m_jax.merging.task_arithmetic import TaskArithmetic
 
 MethodName = Literal["weight_averaging", "task_arithmetic", "ties", "cart", "r2m"]
@@ -46,17 +48,22 @@ class ModelEntry(Section):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
 
 
+Anchors = Annotated[list[FiniteFloat], Field(min_length=1)]
+"""Numbers from the first layer to the last, with straight lines between them."""
+
+
 class Filtered(Section):
     """A value for the tensors whose name matches.
 
     Attributes:
         filter: regular expression looked for in the name as stored (``encoder.layers.3.mlp.fc1.weight``); everything
             when omitted.
-        value: a number, or for ``rank`` also ``energy:0.9``.
+        value: a number, for ``rank`` also ``energy:0.9``, or a list of numbers that it takes from the first layer to
+            the last.
     """
 
     filter: str | None = None
-    value: int | float | str
+    value: int | float | str | Anchors
 
     @field_validator("filter")
     @classmethod
@@ -68,15 +75,19 @@ class Filtered(Section):
         return value
 
 
+Choice = Annotated[list[Filtered], Field(min_length=1)]
+
+
 class MergeParameters(Section):
     """Settings of the methods; None leaves a method its own default. Meanings: :mod:`r2m_jax.merging`.
 
-    ``rank``, ``alpha`` and ``scale`` may be a list of ``{filter, value}``, the first that fits deciding, the last
-    without a filter.
+    ``rank``, ``alpha`` and ``scale`` (not that of TIES) may be a list of ``{filter, value}``, the first that fits
+    deciding, the last without a filter; or a list of numbers that the setting takes from the first layer to the last,
+    with straight lines between them. Ranks of such a list are ratios.
     """
 
-    rank: int | float | str | list[Filtered] | None = None
-    alpha: float | list[Filtered] | None = None
+    rank: int | float | str | Anchors | Choice | None = None
+    alpha: float | Anchors | Choice | None = None
     k: int | None = Field(None, ge=1)
     centering: Literal["centered", "uncentered"] | None = None
     origin: Literal["theta0", "theta_avg"] | None = None
@@ -84,7 +95,7 @@ class MergeParameters(Section):
     scope: Literal["global", "leaf", "block"] | None = None
     norm_matching: Literal["global", "leaf"] | None = None
     density: float | None = None
-    scale: float | list[Filtered] | None = None
+    scale: float | Anchors | Choice | None = None
     reduce: Literal["sum", "mean"] | None = None
     variant: Literal["original", "paper"] | None = None
     fused_qkv: bool | None = None
@@ -137,16 +148,23 @@ class MergeRecipe(Section):
         if self.method == "ties":
             if any(entry.weight != 1 for entry in self.models.values()):
                 raise ValueError("ties takes no weights; leave them out")
+            if isinstance(self.parameters.scale, list):
+                raise ValueError("ties takes one scale for all tensors, no list")
         else:
             self.linear_method()
         return self
 
     def settings(self) -> dict[str, Any]:
-        """Keyword arguments of the method's function (:mod:`r2m_jax.merging`), weights included."""
+        """Keyword arguments of the method's function (:mod:`r2m_jax.merging`), weights included.
+
+        Raises:
+            InputError: a setting changes with depth, and the base's config, which has the number of layers, cannot be
+                read.
+        """
         chosen = {name: value for name, value in self.parameters if value is not None}
         for name in ("rank", "alpha", "scale"):
             if name in chosen:
-                chosen[name] = _setting(chosen[name], parse_rank if name == "rank" else float)
+                chosen[name] = self._setting(chosen[name], parse_rank if name == "rank" else float)
         weights = tuple(entry.weight for entry in self.models.values())
         if any(weight != 1 for weight in weights):
             chosen["weights"] = weights
@@ -158,24 +176,30 @@ class MergeRecipe(Section):
         Raises:
             ValueError: a setting is out of range.
         """
-        chosen = self.settings()
-        chosen.pop("fused_qkv", None)
-        chosen["given"] = chosen.pop("weights", None)
-        if self.method == "task_arithmetic" and chosen.get("variant"):
-            chosen["reduce"] = {"original": "sum", "paper": "mean"}[chosen.pop("variant")]
-        kinds = {"weight_averaging": WeightAveraging, "task_arithmetic": TaskArithmetic, "cart": Cart, "r2m": R2M}
+        kinds: dict[str, Callable[..., Method]] = {
+            "weight_averaging": WeightAveraging, "task_arithmetic": TaskArithmetic, "cart": Cart, "r2m": R2M,
+        }  # fmt: skip
         try:
-            method: Method = kinds[self.method](**chosen)
+            chosen = self.settings()
+            chosen.pop("fused_qkv", None)
+            chosen["given"] = chosen.pop("weights", None)
+            if self.method == "task_arithmetic" and chosen.get("variant"):
+                chosen["reduce"] = {"original": "sum", "paper": "mean"}[chosen.pop("variant")]
+            method = kinds[self.method](**chosen)
             method.weights(len(self.models))
         except InputError as error:
             raise ValueError(str(error).rstrip(".")) from None
         return method
 
-
-def _setting(value: Any, convert: Any) -> Any:
-    if not isinstance(value, list):
-        return convert(value)
-    *patterns, last = value
-    if last.filter is not None:
-        raise ValueError("the last of a list of {filter, value} needs no filter: it is for all other tensors")
-    return ByPattern(convert(last.value), tuple((entry.filter or "", convert(entry.value)) for entry in patterns))
+    def _setting(self, value: Any, convert: Callable[[Any], Any]) -> Any:
+        if not isinstance(value, list):
+            return convert(value)
+        if not isinstance(value[0], Filtered):
+            return Gradient(tuple(value), read_config(self.base).num_hidden_layers)
+        *patterns, last = value
+        if last.filter is not None:
+            raise ValueError("the last of a list of {filter, value} needs no filter: it is for all other tensors")
+        return ByPattern(
+            self._setting(last.value, convert),
+            tuple((entry.filter or "", self._setting(entry.value, convert)) for entry in patterns),
+        )

@@ -87,4 +87,13 @@ class SweepRecipe(Section):
                     first = error.errors()[0]
                     where = ".".join(str(part) for part in first["loc"])
                     raise ValueError(f"{name}: {where} {first['msg'].removeprefix('Value error, ')}") from None
+                if _changes_with_depth(found[name].parameters.rank):
+                    raise ValueError(f"{name}: a sweep takes one rank for all layers, merge with this one by itself")
         return found
+
+
+def _changes_with_depth(rank: Any) -> bool:
+    """Whether a rank of a recipe is a list of numbers, for all leaves or for some."""
+    return isinstance(rank, list) and any(
+        isinstance(each, float) or isinstance(getattr(each, "value", None), list) for each in rank
+    )

@@ -5,7 +5,7 @@ import pytest
 
 from r2m_jax import InputError
 from r2m_jax.evaluation.plots import energy_lost
-from r2m_jax.evaluation.task_vectors import figures, tables
+from r2m_jax.jobs.compare.task_vectors import figures, tables
 from r2m_jax.merging.interference import GRID, compare
 from r2m_jax.trees import unflatten
 
@@ -44,7 +44,7 @@ def test_figures_of_one_and_of_many(count, drawn):
     for svg in made.values():
         assert svg.startswith("<svg")
         assert "nan" not in re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL).lower()
-    assert any("mean of pairs" in svg for svg in made.values()) == (count == 6)
+    assert any("smallest and largest of 15 pairs" in svg for svg in made.values()) == (count == 6)
 
 
 def test_nothing_to_draw_is_left_out():

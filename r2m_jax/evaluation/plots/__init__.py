@@ -9,5 +9,9 @@ from r2m_jax.evaluation.plots.maps import heat_map
 from r2m_jax.evaluation.plots.radars import radar
 from r2m_jax.evaluation.plots.sheets import contact_sheet
 from r2m_jax.evaluation.plots.spectra import energy_lost
+from r2m_jax.evaluation.plots.surfaces import contours
 
-__all__ = ["heat_map", "dumbbell", "pareto", "radar", "lines", "bars", "roc", "violins", "contact_sheet", "energy_lost"]
+__all__ = [
+    "heat_map", "dumbbell", "pareto", "radar", "lines", "bars", "roc", "violins", "contact_sheet", "energy_lost",
+    "contours",
+]  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEAST = 1e-6
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @styled
@@ -50,8 +51,8 @@ def energy_lost(
     axes.plot(shares[:-1], 1 - shares[:-1], color=SOFT, lw=1, ls=(0, (2, 2)), label="flat spectrum", zorder=1)
     axes.set(yscale="log", xlim=(0, 1), ylim=(_LEAST, 1.3))
     axes.set(xlabel="share of a matrix's directions kept", ylabel="share of its energy lost")
-    decades = [10.0**power for power in range(round(np.log10(_LEAST)), 1)]
-    axes.set_yticks(decades, [f"{decade:g}" for decade in decades])
+    powers = range(round(np.log10(_LEAST)), 1)
+    axes.set_yticks([10.0**power for power in powers], [f"10{str(power).translate(_RAISED)}" for power in powers])
     axes.set_yticks([], minor=True)
     axes.grid(axis="y")
     set_title(figure, title)

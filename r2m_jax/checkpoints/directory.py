@@ -31,6 +31,8 @@ from r2m_jax.models.detector import Detector
 from r2m_jax.trees import flatten, refuse_non_finite, same_structure
 
 CONFIG_FILE = "config.json"
+CORIT_FILE = "corit.json"
+"""Switches of a CoRIT detector (:mod:`r2m_jax.checkpoints.corit`); no other directory has it."""
 PROJECTION = "visual_projection.weight"
 """CLIP's map from pooled output to the image-text space: kept in a base, no part of a detector."""
 
@@ -83,6 +85,19 @@ def open_weights(directory: Path) -> dict[str, LazyTensor]:
     return open_safetensors(files[0])
 
 
+def refuse_corit(directory: Path) -> None:
+    """Refuse a directory whose head means nothing without the switches of a CoRIT detector.
+
+    Raises:
+        InputError: it is one; the message says what takes it.
+    """
+    if (Path(directory) / CORIT_FILE).exists():
+        raise InputError(
+            f"{directory} is a CoRIT model, which scores an image together with self-blended copies of it; only "
+            "`r2m eval` and r2m_jax.checkpoints.load_corit take it."
+        )
+
+
 def open_detector_weights(directory: Path) -> dict[str, LazyTensor]:
     """The tensors that make a detector, unread, by their names without :data:`~r2m_jax.checkpoints.names.PREFIX`.
 
@@ -121,6 +136,7 @@ def load_detector(path: str | Path, *, dtype: str | None = "float32", options: T
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise InputError(f"{directory} {what}; give a model directory (`r2m convert` makes one).")
+    refuse_corit(directory)
     config = read_config(directory)
     stored = open_detector_weights(directory)
     shapes = parameter_shapes(config)
@@ -200,11 +216,15 @@ def write_directory(
     provenance: Mapping[str, Any],
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the four files of a model directory from tensors already in Hugging Face names and layout."""
+    """Write the files of a model directory from tensors already in Hugging Face names and layout.
+
+    ``beside`` are further JSON files, content by name.
+    """
     with directory_in_parts(
         path, config=config.to_dict(), tensors=tensors, processing=preprocessing.processor_settings(processor),
-        overwrite=overwrite, max_shard_bytes=max_shard_bytes,
+        overwrite=overwrite, max_shard_bytes=max_shard_bytes, beside=beside,
     ) as (writer, made):  # fmt: skip
         for name, tensor in tensors.items():
             writer.write(name, tensor.read())
@@ -220,11 +240,12 @@ def directory_in_parts(
     processing: Mapping[str, Any],
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    beside: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[SafetensorsWriter, dict[str, Any]]]:
     """A model directory whose tensors are written in any order; it appears when the block ends, whole.
 
     Args:
-        path, overwrite, max_shard_bytes: as in :func:`write_directory`.
+        path, overwrite, max_shard_bytes, beside: as in :func:`write_directory`.
         config, processing: content of ``config.json`` and ``preprocessor_config.json``.
         tensors: their shapes and dtypes, in Hugging Face names and layout.
 
@@ -244,6 +265,7 @@ def directory_in_parts(
             (CONFIG_FILE, settings),
             (preprocessing.FILE, processing),
             (provenance.FILE, made),
+            *(beside or {}).items(),
         ):
             (aside / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -255,6 +277,7 @@ def dtype_summary(params: Mapping[str, Any]) -> str:
 
 __all__ = [
     "CONFIG_FILE",
+    "CORIT_FILE",
     "INDEX_FILE",
     "PROJECTION",
     "cast",
@@ -267,6 +290,7 @@ __all__ = [
     "read_config",
     "read_json_object",
     "read_provenance",
+    "refuse_corit",
     "save_detector",
     "write_directory",
 ]

@@ -71,6 +71,10 @@ HEAD: dict[str, Place] = {
     "head.weight": Place("head/kernel", None, Layout.LINEAR),
     "head.bias": Place("head/bias", None, Layout.SAME),
 }
+ATTENTION_HEAD: dict[str, Place] = {
+    f"head.{name}.weight": Place(f"head/{name}", None, Layout.LINEAR) for name in ("query", "key", "value")
+}
+"""What some heads have beside a linear layer: cross-attention, see :mod:`r2m_jax.models.corit.head`."""
 
 
 def tower_places(layers: int) -> dict[str, Place]:
@@ -99,7 +103,7 @@ def assemble(tensors: Mapping[str, LazyTensor], shapes: Mapping[str, Any], what:
     """
     wanted = flatten(shapes)
     layers = next(leaf.shape[0] for path, leaf in wanted.items() if path.startswith("backbone/layers/"))
-    places = tower_places(layers) | (HEAD if "head" in shapes else {})
+    places = tower_places(layers) | {name: p for name, p in (HEAD | ATTENTION_HEAD).items() if p.path in wanted}
     missing, unknown = places.keys() - tensors.keys(), tensors.keys() - places.keys()
     if missing:
         raise InputError(f"{what} lacks {names_in_words(missing)}.")
@@ -140,7 +144,7 @@ def disassemble(params: Mapping[str, Any]) -> dict[str, LazyTensor]:
     flat = flatten(params)
     layers = next(leaf.shape[0] for path, leaf in flat.items() if path.startswith("backbone/layers/"))
     places = {PREFIX + name: place for name, place in tower_places(layers).items()}
-    places |= HEAD if "head" in params else {}
+    places |= {name: place for name, place in (HEAD | ATTENTION_HEAD).items() if place.path in flat}
     return {name: _torch_tensor(flat[place.path], place) for name, place in places.items()}
 
 

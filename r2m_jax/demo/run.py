@@ -19,7 +19,6 @@ from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import load_detector, provenance, save_detector, tiny_base
 from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.data.images import load_images
-from r2m_jax.data.pipeline import training_batches
 from r2m_jax.data.records import Record, select
 from r2m_jax.demo.data import make_dataset, photographs
 from r2m_jax.demo.page import Outcome, write_results
@@ -35,7 +34,7 @@ from r2m_jax.merging import (
 from r2m_jax.models import Detector, Params, apply_detector, init_head
 from r2m_jax.parallel import data_mesh
 from r2m_jax.progress import Reporter
-from r2m_jax.training import Window, adam_coupled_l2, fit, image_inputs, init_state, train_step, warmup_cosine
+from r2m_jax.training import FineTuner, FineTuning, Window
 
 PRETRAINED = "Pretrained, averaged head"
 ALL_IN_ONE = "All-in-one"
@@ -131,25 +130,18 @@ def _train_all(
     begin: Detector, families: Sequence[str], train: Split, recipe: DemoRecipe, reporter: Reporter
 ) -> dict[str, Params]:
     """One specialist per family and one model on all of them, from one start, with the same passes."""
-    logits = apply_detector(begin.config, begin.options)
-    mean, std = begin.processor.image_mean, begin.processor.image_std
-    mesh = data_mesh()
+    settings = FineTuning(recipe.passes, recipe.batch_size, recipe.learning_rate, recipe.weight_decay, recipe.seed)
+    tuner = FineTuner(begin, settings, data_mesh())
     trained = {}
     jobs = {_specialist(family): [family] for family in families} | {ALL_IN_ONE: list(families)}
     for name, learnt in jobs.items():
         images, labels = train.of(learnt)
-        batches, steps = training_batches(
-            images, labels, batch_size=recipe.batch_size, passes=recipe.passes, seed=recipe.seed
-        )
-        optimizer = adam_coupled_l2(warmup_cosine(recipe.learning_rate, steps), recipe.weight_decay)
-        step = jax.jit(train_step(logits, optimizer, image_inputs(mean, std)), donate_argnums=0)
-        with reporter.track(f"train {name}", steps, each=recipe.batch_size) as advance:
+        with reporter.track(f"train {name}", tuner.steps(len(images)), each=recipe.batch_size) as advance:
 
             def on_window(window: Window, advance: Any = advance) -> None:
                 advance(len(window.loss), note=f"loss {window.loss.mean():.3f}")
 
-            state = init_state(begin.params, optimizer, recipe.seed)
-            trained[name] = fit(step, state, batches, mesh=mesh, on_window=on_window).params
+            trained[name] = tuner.run(images, labels, on_window)
     return trained
 
 

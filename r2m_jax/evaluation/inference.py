@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -54,21 +55,23 @@ def score(
 
 
 def score_batches(
-    margins: Callable[[Params, UInt8[Array, "b h w 3"]], Float[Array, " b"]],
+    margins: Callable[[Params, Any], Float[Array, " b"]],
     params: Params,
     batches: Iterable[Any],
     count: int,
     *,
     mesh: Mesh,
+    given: Callable[[Any], Any] = itemgetter("image"),
 ) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Fake-minus-real logits of every record of a source, over all devices and processes.
 
     Args:
-        margins: jitted ``margins(params, images)``.
+        margins: jitted ``margins(params, inputs)``.
         params: placed on ``mesh``.
         batches: of :func:`r2m_jax.data.pipeline.evaluation_batches`, this process's shard.
         count: records n.
         mesh: devices to split batches over.
+        given: the inputs in a batch, uint8 images ``[b, h, w, 3]`` unless said otherwise.
 
     Returns:
         Logits in the order of the records, the same in every process, and whether each was read; 0 where not.
@@ -78,7 +81,7 @@ def score_batches(
     """
     parts, index, valid = [], [], []
     for batch in batches:
-        parts.append(margins(params, shard_batch(mesh, batch["image"])))
+        parts.append(margins(params, shard_batch(mesh, given(batch))))
         index.append(batch["index"])
         valid.append(batch["valid"])
     rows = np.concatenate([own_rows(part) for part in parts])

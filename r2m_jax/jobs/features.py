@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +20,10 @@ from r2m_jax.data.device import normalise
 from r2m_jax.data.pipeline import Decoding, RecordSource, evaluation_batches
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
+from r2m_jax.jobs.corit import encoder, given
 from r2m_jax.models import Params, apply_tower
 from r2m_jax.models.clip_vision import TowerOptions
+from r2m_jax.models.corit import CoritSettings
 from r2m_jax.parallel import gather_rows, is_first, own_rows, replicate, shard_batch
 from r2m_jax.progress import Reporter
 
@@ -44,8 +48,9 @@ def features_of(
     cache: Path,
     reporter: Reporter,
     what: str,
+    corit: CoritSettings | None = None,
 ) -> Float32[np.ndarray, "n d"]:
-    """Pooled output of every image, from the cache where it is there.
+    """Pooled output, or CoRIT's z, of every image, from the cache where it is there.
 
     Args:
         records: of images and video frames.
@@ -58,26 +63,33 @@ def features_of(
         cache: folder of the stored features.
         reporter: told of the progress.
         what: is computed, for the progress.
+        corit: compute z under these switches, of what ``decoding.prepare`` makes for them.
 
     Raises:
         InputError: an image cannot be read, or a feature is NaN or infinite.
     """
-    files = [(r.path, r.frame, _stamp(r.path)) for r in records]
+    files: list[Any] = [(r.path, r.frame, _stamp(r.path)) for r in records]
+    if corit is not None:
+        files = [repr(corit), [_stamp(r.landmarks) for r in records if r.landmarks], *files]
     settings = [weights, decoding.size, decoding.exact, list(mean), list(std), str(options), files]
     name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     stored = cache / f"{name}.npy"
     if stored.exists():
         reporter.say(f"features of {what}: {len(records)} from {stored}")
         return np.load(stored)
-    tower = apply_tower(config, options)
-    pooled = jax.jit(lambda params, images: tower(params, normalise(images, mean, std)).pooled)
+    seen: Callable[[Any], Any]
+    if corit is None:
+        tower, seen = apply_tower(config, options), itemgetter("image")
+        encode = jax.jit(lambda params, images: tower(params, normalise(images, mean, std)).pooled)
+    else:
+        encode, seen = jax.jit(encoder(config, corit, options, mean, std)), given
     placed = replicate(mesh, backbone)
     shard = (jax.process_index(), jax.process_count())
     parts, places = [], []
     batches = evaluation_batches(RecordSource(records), batch_size=batch_size, shard=shard, decoding=decoding)
     with batches, reporter.track(f"features of {what}", len(records)) as advance:
         for batch in batches:
-            parts.append(own_rows(pooled(placed, shard_batch(mesh, batch["image"]))))
+            parts.append(own_rows(encode(placed, shard_batch(mesh, seen(batch)))))
             places.append(np.where(batch["valid"], batch["index"], -1))
             advance(min(batch_size, len(records) - (len(parts) - 1) * batch_size))
     rows, order = gather_rows((np.concatenate(parts), np.concatenate(places)))

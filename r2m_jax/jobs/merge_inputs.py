@@ -9,7 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from r2m_jax.checkpoints import preprocessing
-from r2m_jax.checkpoints.directory import CONFIG_FILE, open_detector_weights, read_json_object, read_provenance
+from r2m_jax.checkpoints.directory import (
+    CONFIG_FILE,
+    open_detector_weights,
+    read_json_object,
+    read_provenance,
+    refuse_corit,
+)
 from r2m_jax.checkpoints.names import HEAD, tower_places
 from r2m_jax.checkpoints.tensors import LazyTensor, names_in_words, safetensors_files
 from r2m_jax.errors import InputError
@@ -117,6 +123,7 @@ def _open(directory: Path) -> Source:
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
         raise InputError(f"{directory} {what}; give a model directory (`r2m convert` makes one).")
+    refuse_corit(directory)
     config, processing = _settings(directory)
     tensors = open_detector_weights(directory)
     head = {name: tensor for name, tensor in tensors.items() if name in HEAD}

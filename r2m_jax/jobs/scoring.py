@@ -13,15 +13,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float32, UInt8
 
-from r2m_jax.checkpoints import load_detector
+from r2m_jax.checkpoints import load_corit, load_detector
+from r2m_jax.checkpoints.corit import is_corit, read_corit_settings
 from r2m_jax.checkpoints.directory import open_detector_weights, read_config
 from r2m_jax.checkpoints.preprocessing import read_processor
 from r2m_jax.data.device import normalise
+from r2m_jax.data.pairs import Pairs
 from r2m_jax.data.pipeline import Decoding, RecordSource, evaluation_batches
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 from r2m_jax.evaluation.scores import ScoreTable
+from r2m_jax.jobs.corit import encoder, given, pairs_for, without_landmarks
 from r2m_jax.models import Detector, Params, TowerOptions, apply_head, apply_tower
+from r2m_jax.models.corit import CoritDetector, CoritSettings, apply_corit_head
 from r2m_jax.parallel import data_mesh, replicate, shard_batch
 from r2m_jax.progress import Reporter
 
@@ -35,7 +39,8 @@ class Scored:
 
     Attributes:
         table: scores of the images that could be read.
-        features: per model the pooled output of each of them, float32 [n, d]; empty unless asked for.
+        features: per model what its head reads of each of them (the pooled output, z of a CoRIT model), float32
+            [n, d]; empty unless asked for.
         unreadable: why, by path, of the others.
         left_out: how many those are (frames of one damaged video share its path).
         passes: how often the images were decoded.
@@ -49,7 +54,7 @@ class Scored:
 
 
 def score_models(
-    models: Mapping[str, Path | Detector],
+    models: Mapping[str, Path | Detector | CoritDetector],
     records: Sequence[Record],
     *,
     reporter: Reporter,
@@ -62,8 +67,9 @@ def score_models(
 ) -> Scored:
     """Score images with models of any sizes, normalisations and architectures.
 
-    Models of one input size share a pass over the images as far as their parameters fit ``memory`` together; models of
-    one architecture and normalisation share one compiled function. Batches stream: decoding the next ones goes on
+    Models of one input size share a pass over the images as far as their parameters fit ``memory`` together (CoRIT
+    models, which see self-blended images too, with those that blend alike); models of one architecture and
+    normalisation share one compiled function. Batches stream: decoding the next ones goes on
     while the devices compute, and no image is kept.
 
     Args:
@@ -74,7 +80,7 @@ def score_models(
         workers: decoding threads; one per core when None.
         memory: MiB of parameters kept at a time.
         options: how towers of directories compute; float32 when None. Detectors bring their own.
-        features: return the pooled output too; models without a head are then welcome.
+        features: return what heads read too; models without a head are then welcome.
         strict: refuse images that cannot be read, instead of leaving them out.
 
     Raises:
@@ -89,6 +95,9 @@ def score_models(
     share = memory * 2**20 // (devices if jax.default_backend() == "cpu" else 1)
     stock = {name: _open(name, model, options, headed=not features) for name, model in models.items()}
     order = list(_passes(stock, share))
+    said = {without_landmarks(model.settings, records) for model in stock.values() if model.settings}
+    for sentence in said - {""}:
+        reporter.say(sentence)
     run = _Run(
         records=records,
         batch_size=-(-batch_size // devices) * devices,
@@ -126,9 +135,16 @@ class _Model:
     """A model not yet loaded; ``alike`` is equal for those that share a compiled function."""
 
     size: int
+    patch: int
     bytes: int
     alike: tuple[Any, ...]
-    load: Callable[[], Detector]
+    load: Callable[[], Detector | CoritDetector]
+    settings: CoritSettings | None = None
+
+    @property
+    def prepare(self) -> Pairs | None:
+        """What makes its inputs of pictures; None where pixels are all."""
+        return None if self.settings is None else pairs_for(self.settings, self.size, self.patch)
 
 
 @dataclass
@@ -160,15 +176,15 @@ class _Run:
             calls[name], params[name] = self.compiled[model.alike], replicate(self.mesh, detector.params)
             self.logits[name] = np.zeros(count, np.float32)
             if self.features:
-                self.pooled[name] = np.zeros((count, detector.config.hidden_size), np.float32)
+                self.pooled[name] = np.zeros((count, _width(detector)), np.float32)
         seen = np.zeros(count, np.bool_)
-        size = next(iter(models.values())).size
-        decoding = Decoding(size, self.workers, on_corrupt="error" if self.strict else "skip")
+        one = next(iter(models.values()))
+        decoding = Decoding(one.size, self.workers, prepare=one.prepare, on_corrupt="error" if self.strict else "skip")
         stream = evaluation_batches(RecordSource(self.records), batch_size=self.batch_size, decoding=decoding)
         with stream, self.reporter.track(f"score with {what}", count) as advance:
             waiting: tuple[Any, dict[str, Any]] | None = None
             for batch in stream:
-                images = shard_batch(self.mesh, batch["image"])
+                images = shard_batch(self.mesh, batch["image"] if one.prepare is None else given(batch))
                 started = {name: calls[name](params[name], images) for name in models}
                 # Results are fetched one batch late, so that the devices have work while the host waits and decodes.
                 if waiting is not None:
@@ -198,22 +214,40 @@ class _Run:
         return int((batch["index"] >= 0).sum())
 
 
-def _forward(detector: Detector, features: bool) -> Callable[..., tuple[Array, Array]]:
+def _width(detector: Detector | CoritDetector) -> int:
+    if isinstance(detector, CoritDetector):
+        return detector.settings.width(detector.config)
+    return int(detector.config.hidden_size)
+
+
+def _forward(detector: Detector | CoritDetector, features: bool) -> Callable[..., tuple[Array, Array]]:
     """``(params, uint8 images) -> (fake-minus-real logits [b], pooled [b, d] or nothing [0])``, compiled."""
-    tower = apply_tower(detector.config, detector.options)
     mean, std = detector.processor.image_mean, detector.processor.image_std
+    head: Callable[[Params, Array], Array] = apply_head
+    if isinstance(detector, CoritDetector):
+        encode, head = encoder(detector.config, detector.settings, detector.options, mean, std), apply_corit_head
+    else:
+        tower = apply_tower(detector.config, detector.options)
+
+        def encode(backbone: Params, images: UInt8[Array, "b h w 3"]) -> Array:
+            return tower(backbone, normalise(images, mean, std)).pooled
 
     @jax.jit
-    def forward(params: Params, images: UInt8[Array, "b h w 3"]) -> tuple[Array, Array]:
-        pooled = tower(params["backbone"], normalise(images, mean, std)).pooled
-        both = apply_head(params["head"], pooled)
+    def forward(params: Params, inputs: Any) -> tuple[Array, Array]:
+        pooled = encode(params["backbone"], inputs)
+        both = head(params["head"], pooled)
         return both[:, 1] - both[:, 0], pooled.astype(np.float32) if features else both[:0, 0]
 
     return forward
 
 
-def _open(name: str, model: Path | Detector, options: TowerOptions | None, headed: bool) -> _Model:
-    if isinstance(model, Detector):
+def _open(name: str, model: Path | Detector | CoritDetector, options: TowerOptions | None, headed: bool) -> _Model:
+    settings = None
+    if isinstance(model, CoritDetector):
+        settings = model.settings
+    elif not isinstance(model, Detector) and is_corit(model):
+        settings = read_corit_settings(model)
+    if isinstance(model, Detector | CoritDetector):
         config, processor, how = model.config, model.processor, model.options
         stored = sum(leaf.size * 4 for leaf in jax.tree.leaves(model.params))
     else:
@@ -226,10 +260,14 @@ def _open(name: str, model: Path | Detector, options: TowerOptions | None, heade
         stored = sum(4 * math.prod(tensor.shape) for tensor in tensors.values())
     size = square_input(processor, name)
     mean, std = tuple(processor.image_mean), tuple(processor.image_std)
-    alike = (config.to_json_string(), mean, std, str(how))
-    return _Model(
-        size, stored, alike, lambda: model if isinstance(model, Detector) else load_detector(model, options=how)
-    )
+    alike = (config.to_json_string(), mean, std, str(how), settings)
+
+    def load() -> Detector | CoritDetector:
+        if isinstance(model, Detector | CoritDetector):
+            return model
+        return load_detector(model, options=how) if settings is None else load_corit(model, options=how)
+
+    return _Model(size, config.patch_size, stored, alike, load, settings)
 
 
 def _headless(name: str) -> InputError:
@@ -252,12 +290,12 @@ def square_input(processor: Any, name: str) -> int:
 
 
 def _passes(stock: Mapping[str, _Model], share: int) -> Iterator[list[str]]:
-    """Names of the models of each pass: one input size, no more parameters together than the budget, at least one."""
-    for size in dict.fromkeys(model.size for model in stock.values()):
+    """Names of the models of each pass: of one input, no more parameters together than the budget, at least one."""
+    for seen in dict.fromkeys((model.size, model.prepare) for model in stock.values()):
         names: list[str] = []
         used = 0
         for name, model in stock.items():
-            if model.size != size:
+            if (model.size, model.prepare) != seen:
                 continue
             if names and used + model.bytes > share:
                 yield names

@@ -19,7 +19,7 @@ import yaml
 from jax.sharding import Mesh
 
 from r2m_jax.atomic import atomic_directory
-from r2m_jax.checkpoints import provenance, save_detector
+from r2m_jax.checkpoints import provenance
 from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.data.faces.crop_folders import common_framing
 from r2m_jax.data.index import index_file
@@ -127,6 +127,7 @@ def _prepare(recipe: TrainRecipe, data: TrainingData, begin: Start, reporter: Re
     step = train_step(
         begin.logits, optimizer, flows.inputs, trainable=begin.trainable, average=recipe.average,
         sharpness=Sharpness(**recipe.sam.model_dump()) if recipe.sam else None,
+        frozen=None if recipe.model.cache_features else begin.frozen,
     )  # fmt: skip
     return _Run(recipe, data, begin, flows, mesh, total, state, compiled(step, state, mesh))
 
@@ -229,7 +230,7 @@ def _write(run: _Run, params: Params, folder: Path, overwrite: bool, **facts: An
         **facts,
     )
     with atomic_directory(recipe.directory, overwrite) as aside:
-        save_detector(begin.base.replace_params(params), aside / "model", provenance=made)
+        begin.save(params, aside / "model", made)
         for item in (aside / "model").iterdir():
             item.rename(aside / item.name)
         (aside / "model").rmdir()

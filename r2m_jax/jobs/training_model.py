@@ -11,14 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Key
 
-from r2m_jax.checkpoints import load_detector, tiny_base
+from r2m_jax.checkpoints import load_detector, save_corit, save_detector, tiny_base
 from r2m_jax.checkpoints.preprocessing import CLIP_MEAN, CLIP_STD, HALF, image_processor
 from r2m_jax.data.augment import PRESETS, Policy, preset
 from r2m_jax.data.catalogue import nearest
 from r2m_jax.errors import InputError
 from r2m_jax.models import Detector, Params, apply_detector, init_head
 from r2m_jax.models.clip_vision import TowerOptions
+from r2m_jax.models.corit import CoritDetector, CoritSettings, apply_corit_head, corit_features, init_corit_head
 from r2m_jax.models.detector import apply_head
 from r2m_jax.recipes.training import DataRecipe, TrainRecipe
 from r2m_jax.training import lora, matching
@@ -34,8 +36,11 @@ class Start:
         directory: it was read from.
         params: with the new head, and adapters if any.
         trainable: which leaves move.
-        logits: ``logits(params, inputs)``; inputs are normalised images, or features when they are cached.
+        logits: ``logits(params, inputs)``; inputs are normalised images, or features when they are cached or
+            ``frozen`` computes them.
         size: sides of the input in pixels.
+        frozen: what comes before ``logits`` and is not trained, ``frozen(params, inputs)``; None for nothing.
+        corit: switches of a CoRIT detector, if it is one.
     """
 
     base: Detector
@@ -44,6 +49,21 @@ class Start:
     trainable: Trainable
     logits: Callable[[Params, Any], Any]
     size: int
+    frozen: Callable[[Params, Any], Any] | None = None
+    corit: CoritSettings | None = None
+
+    def score(self, params: Params, inputs: Any) -> Any:
+        """Logits of what a batch becomes, through the frozen part if there is one."""
+        return self.logits(params, inputs if self.frozen is None else self.frozen(params, inputs))
+
+    def save(self, params: Params, directory: Path, made: Mapping[str, Any]) -> None:
+        """Write the model directory of trained parameters, with its provenance."""
+        if self.corit is None:
+            save_detector(self.base.replace_params(params), directory, provenance=made)
+            return
+        base = self.base
+        trained = CoritDetector.create(base.config, params, base.processor, self.corit, options=base.options)
+        save_corit(trained, directory, provenance=made)
 
     @property
     def mean(self) -> Sequence[float]:
@@ -76,6 +96,8 @@ def start(recipe: TrainRecipe) -> Start:
     mean, std = _normalisation(recipe.data, base)
     base = replace(base, processor=image_processor(size, mean, std))
     key = jax.random.key(recipe.seed)
+    if wanted.corit is not None:
+        return _corit(wanted.corit, list(wanted.trainable), base, directory, size, key)
     head = init_head(base.config.hidden_size, key) if wanted.head == "new" else base.params["head"]
     params = {**base.params, "head": head}
     logits = apply_detector(base.config, options)
@@ -87,6 +109,21 @@ def start(recipe: TrainRecipe) -> Start:
         logits = lora.adapted(logits, wanted.lora.alpha)
         patterns.append(f"{lora.PREFIX}/.*")
     return Start(base, directory, params, matching(patterns, params), logits, size)
+
+
+def _corit(
+    wanted: CoritSettings, patterns: Sequence[str], base: Detector, directory: Path, size: int, key: Key[Array, ""]
+) -> Start:
+    settings = wanted.resolved(base.config)
+    params = {**base.params, "head": init_corit_head(base.config, settings, key)}
+    features = corit_features(base.config, settings, base.options)
+    return Start(
+        base, directory, params, matching(patterns, params),
+        logits=lambda params, features: apply_corit_head(params["head"], features),
+        size=size,
+        frozen=lambda params, inputs: features(params["backbone"], *inputs),
+        corit=settings,
+    )  # fmt: skip
 
 
 def policy(recipe: DataRecipe) -> Policy:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, Protocol
 
 import jax
@@ -19,13 +20,14 @@ from r2m_jax.data.augment.host import augment
 from r2m_jax.data.device import normalise
 from r2m_jax.data.pipeline import Decoding, FeatureBatches, RecordSource, batches, evaluation_batches
 from r2m_jax.evaluation.inference import score_batches
+from r2m_jax.jobs.corit import given, pairs_for, without_landmarks
 from r2m_jax.jobs.features import default_cache, features_of
 from r2m_jax.jobs.training_data import TrainingData
 from r2m_jax.jobs.training_model import Start, policy
 from r2m_jax.models import Params
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes import TrainRecipe
-from r2m_jax.training import by_policy, feature_inputs, image_inputs, unchanged
+from r2m_jax.training import by_policy, feature_inputs, image_inputs, pair_inputs, unchanged
 from r2m_jax.training.inputs import Inputs
 
 
@@ -73,26 +75,35 @@ def streams(recipe: TrainRecipe, data: TrainingData, begin: Start, mesh: Mesh, r
         "shard": (jax.process_index(), jax.process_count()),
     }  # fmt: skip
     decoding = Decoding(begin.size, recipe.data.workers, exact=recipe.data.exact, on_corrupt=recipe.data.on_corrupt)
+    if begin.corit is not None:
+        decoding = replace(decoding, prepare=pairs_for(begin.corit, begin.size, begin.base.config.patch_size))
+        if said := without_landmarks(begin.corit, [*data.train, *data.val]):
+            reporter.say(said)
     if recipe.model.cache_features:
         known = _features(recipe, data, begin, decoding, mesh, reporter)
         validate = _on_features(begin, known["val"]) if data.val else None
         return Streams(FeatureBatches(data.train, known["train"], **order), feature_inputs, validate)
     chosen, on_host = policy(recipe.data), recipe.data.augment_on == "host"
-    train = batches(
-        RecordSource(data.train),
-        decoding=replace(decoding, transform=partial(augment, policy=chosen)) if on_host else decoding,
-        **order,
-    )
-    inputs = image_inputs(begin.mean, begin.std, unchanged if on_host else by_policy(chosen))
+    if begin.corit is not None:
+        prepare = pairs_for(begin.corit, begin.size, begin.base.config.patch_size, chosen)
+        varied, inputs = replace(decoding, prepare=prepare), pair_inputs(begin.mean, begin.std)
+    else:
+        varied = replace(decoding, transform=partial(augment, policy=chosen)) if on_host else decoding
+        inputs = image_inputs(begin.mean, begin.std, unchanged if on_host else by_policy(chosen))
+    train = batches(RecordSource(data.train), decoding=varied, **order)
     return Streams(train, inputs, _on_images(recipe, data, begin, decoding, mesh) if data.val else None)
 
 
 def _on_images(
     recipe: TrainRecipe, data: TrainingData, begin: Start, decoding: Decoding, mesh: Mesh
 ) -> Callable[[Params], np.ndarray]:
+    paired = begin.corit is not None
+
     @jax.jit
-    def margins(params: Params, images: Any) -> Any:
-        both = begin.logits(params, normalise(images, begin.mean, begin.std))
+    def margins(params: Params, seen: Any) -> Any:
+        images, rest = (seen[0], seen[1:]) if paired else (seen, ())
+        images = normalise(images, begin.mean, begin.std)
+        both = begin.score(params, (images, *rest) if paired else images)
         return both[:, 1] - both[:, 0]
 
     size = recipe.validation.batch_size or recipe.batch_size
@@ -100,7 +111,8 @@ def _on_images(
 
     def measure(params: Params) -> np.ndarray:
         with evaluation_batches(RecordSource(data.val), batch_size=size, shard=shard, decoding=decoding) as stream:
-            return score_batches(margins, params, stream, len(data.val), mesh=mesh)[0]
+            seen = given if paired else itemgetter("image")
+            return score_batches(margins, params, stream, len(data.val), mesh=mesh, given=seen)[0]
 
     return measure
 
@@ -121,7 +133,7 @@ def _features(
         split: features_of(
             records, begin.base.params["backbone"], begin.base.config, options=begin.base.options, mean=begin.mean,
             std=begin.std, decoding=decoding, batch_size=recipe.validation.batch_size or recipe.batch_size,
-            mesh=mesh, weights=weights, cache=default_cache(), reporter=reporter, what=split,
+            mesh=mesh, weights=weights, cache=default_cache(), reporter=reporter, what=split, corit=begin.corit,
         )
         for split, records in (("train", data.train), ("val", data.val))
         if records

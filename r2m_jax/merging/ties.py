@@ -51,11 +51,11 @@ def ties(
     vectors = task_vectors(theta0, thetas)
     leaves = jax.tree.leaves(vectors)
     thresholds = kth_largest(leaves, kept_entries(sum(leaf[0].size for leaf in leaves), density))
-    votes = [vote(trim(leaf, thresholds)).sum() for leaf in leaves]
+    votes = [vote(trim(list(leaf), thresholds)).sum() for leaf in leaves]
     majority = jnp.sign(_sum(votes))
 
     def update(leaf: Float[Array, " n *shape"]) -> Array:
-        added = scale * agreed(trim(leaf, thresholds), majority, variant)
+        added = scale * agreed(trim(list(leaf), thresholds), majority, variant)
         return added + leaf.mean(axis=0) if variant == "paper" else added
 
     return add_to(theta0, jax.tree.map(update, vectors))

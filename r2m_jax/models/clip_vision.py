@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from r2m_jax.errors import InputError
 from r2m_jax.models.architecture import check_config
@@ -68,6 +68,11 @@ class TowerOptions:
         # cuDNN's fused attention takes 16-bit inputs with head sizes that are multiples of 8 up to 128.
         fits = sixteen_bit and head_dim % 8 == 0 and head_dim <= 128
         return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+
+    @property
+    def matmul_precision(self) -> str | None:
+        """What ``jax.default_matmul_precision`` is set to while a tower runs."""
+        return "highest" if jnp.dtype(self.dtype) == jnp.float32 else None
 
 
 def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -146,11 +151,14 @@ class SelfAttention(nnx.Module):
         self.v = _linear(d, d, into_stream, options, rngs)
         self.out = _linear(d, d, d**-0.5, options, rngs)
 
-    def __call__(self, x: Float[Array, "batch tokens d"]) -> Float[Array, "batch tokens d"]:
-        """Mix tokens."""
+    def __call__(
+        self, x: Float[Array, "batch tokens d"], seen: Bool[Array, "tokens tokens"] | None = None
+    ) -> Float[Array, "batch tokens d"]:
+        """Mix tokens; ``seen[i, j]`` says whether token i looks at token j, all at all when None."""
         batch, tokens, d = x.shape
         q, k, v = (p(x).reshape(batch, tokens, self.heads, d // self.heads) for p in (self.q, self.k, self.v))
-        mixed = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        mask = None if seen is None else seen[None, None]
+        mixed = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=self.implementation)
         return self.out(mixed.reshape(batch, tokens, d))
 
 
@@ -179,9 +187,11 @@ class Block(nnx.Module):
         self.norm2 = _layer_norm(config, options, rngs)
         self.mlp = MLP(config, options, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "batch tokens d"]) -> Float[Array, "batch tokens d"]:
-        """Attention and MLP, each on its normalised input and added to it."""
-        x = x + self.attn(self.norm1(x))
+    def __call__(
+        self, x: Float[Array, "batch tokens d"], seen: Bool[Array, "tokens tokens"] | None = None
+    ) -> Float[Array, "batch tokens d"]:
+        """Attention (of the tokens that are ``seen``) and MLP, each on its normalised input and added to it."""
+        x = x + self.attn(self.norm1(x), seen)
         return x + self.mlp(self.norm2(x))
 
 
@@ -233,8 +243,7 @@ class ClipVisionTower(nnx.Module):
             InputError: a size that is no multiple of the patch, or a hidden state that does not exist.
         """
         slots = self._slots(hidden_states)
-        precision = "highest" if jnp.dtype(self.options.dtype) == jnp.float32 else None
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(self.options.matmul_precision):
             x = self.pre_norm(self.embeddings(images))
             kept = jnp.zeros((len(hidden_states), *x.shape), x.dtype)
             kept = _keep(kept, slots[0], x)

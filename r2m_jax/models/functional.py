@@ -41,16 +41,29 @@ def apply_tower(config: Any, options: TowerOptions | None = None) -> Callable[..
         >>> apply(init_backbone(config, jax.random.key(0)), jnp.zeros((1, 32, 32, 3))).pooled.shape
         (1, 32)
     """
-    graph, abstract = _abstract_tower(config, options)
+    tower = build_tower(config, options)
 
     def apply(
         backbone: Params, images: Float[Array, "batch h w c"], hidden_states: tuple[int, ...] = ()
     ) -> TowerOutput:
-        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
-        nnx.replace_by_pure_dict(state, backbone)
-        return nnx.merge(graph, state)(images, hidden_states)
+        return tower(backbone)(images, hidden_states)
 
     return apply
+
+
+def build_tower(config: Any, options: TowerOptions | None = None) -> Callable[[Params], ClipVisionTower]:
+    """The tower of ``config`` as ``build(backbone) -> module``, for programs that go through its parts themselves.
+
+    The parameters may be traced ones.
+    """
+    graph, abstract = _abstract_tower(config, options)
+
+    def build(backbone: Params) -> ClipVisionTower:
+        state = jax.tree.map(lambda leaf: leaf, abstract)  # a copy: the next line writes into it
+        nnx.replace_by_pure_dict(state, backbone)
+        return nnx.merge(graph, state)
+
+    return build
 
 
 def init_backbone(config: Any, key: Key[Array, ""]) -> Params:

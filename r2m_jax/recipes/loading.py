@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -126,29 +127,34 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def _in_words(error: ValidationError, kind: type[BaseModel]) -> str:
     # An unknown key first: it is often the misspelt one that is reported missing.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    unknown = ("extra_forbidden", "unexpected_keyword_argument")  # of a model, of a dataclass
+    first = min(error.errors(), key=lambda found: found["type"] not in unknown)
     where = [str(part) for part in first["loc"]]
-    if first["type"] == "extra_forbidden":
+    if first["type"] in unknown:
         section = _section(kind, where[:-1])
         place = f"the section {'.'.join(where[:-1])} of the recipe" if where[:-1] else "the recipe"
-        return f"{place} has no key {where[-1]!r}; {nearest(where[-1], section.model_fields)}"
+        return f"{place} has no key {where[-1]!r}; {nearest(where[-1], section)}"
     # Where a value may be of several kinds, pydantic adds the kind it tried.
     key = ".".join(part for part in where if part.isidentifier())
     if first["type"] == "missing":
         return f"the recipe needs {key}; add {key}=…"
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").removesuffix(".")
     if not key or isinstance(first["input"], dict):
         return f"{key or 'the recipe'}: {message}."
     return f"{key}={first['input']!r} does not fit: {message[:1].lower()}{message[1:]}."
 
 
-def _section(kind: type[BaseModel], path: Sequence[str]) -> type[BaseModel]:
-    """The model that checks a section."""
+def _section(kind: type[BaseModel], path: Sequence[str]) -> Iterable[str]:
+    """The keys of a section."""
     for part in path:
         annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
         options = get_args(annotation) if get_origin(annotation) is not None else (annotation,)
-        inner = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if not inner:
-            return kind
-        kind = inner[0]
-    return kind
+        inner = [option for option in options if isinstance(option, type)]
+        for option in inner:
+            if is_dataclass(option):
+                return [field.name for field in fields(option)]
+        models = [option for option in inner if issubclass(option, BaseModel)]
+        if not models:
+            break
+        kind = models[0]
+    return kind.model_fields

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from r2m_jax.models.corit import CoritSettings
 from r2m_jax.training import OptimizerRecipe
 
 
@@ -80,6 +81,7 @@ class ModelRecipe(_Section):
         head: ``new`` draws one, ``keep`` goes on with the base's.
         trainable: regular expressions of whole leaf paths, e.g. ``[head/.*, backbone/.*norm.*]``.
         lora: adapters, trained beside what ``trainable`` names.
+        corit: switches of a CoRIT detector (:class:`r2m_jax.models.corit.CoritSettings`), of which the head is trained.
         cache_features: compute the tower's output once and train the head on it; for a head alone, without
             augmentation.
         dtype: of activations and matrix products; parameters and their updates are float32 either way.
@@ -90,6 +92,7 @@ class ModelRecipe(_Section):
     head: Literal["new", "keep"] = "new"
     trainable: tuple[str, ...] = (".*",)
     lora: LoraRecipe | None = None
+    corit: CoritSettings | None = None
     cache_features: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
@@ -138,7 +141,7 @@ class TrainRecipe(_Section):
     """Everything that decides a training run.
 
     Attributes:
-        kind: what comes out: ``specialist`` of some families or methods, ``all_in_one``, ``linear_probe``.
+        kind: what comes out: ``specialist`` of some families or methods, ``all_in_one``, ``linear_probe``, ``corit``.
         name: of the model.
         out: model directory to make; ``{name}`` is replaced. While the run lasts, its log and states are in a folder
             of this name with ``.run`` at the end.
@@ -151,7 +154,7 @@ class TrainRecipe(_Section):
         window: steps between log lines.
     """
 
-    kind: Literal["specialist", "all_in_one", "linear_probe"] = "specialist"
+    kind: Literal["specialist", "all_in_one", "linear_probe", "corit"] = "specialist"
     name: str = Field(min_length=1)
     out: str = "runs/{name}"
     seed: int = Field(1024, ge=0, lt=2**32)
@@ -170,8 +173,20 @@ class TrainRecipe(_Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainRecipe:
+        alone = self.model.lora is None and all(pattern.startswith("head/") for pattern in self.model.trainable)
+        corit = self.model.corit
+        if (self.kind == "corit") != (corit is not None):
+            raise ValueError("kind=corit and the section model.corit go together: set both (model.corit={}) or none")
+        if corit is not None:
+            if not alone:
+                raise ValueError("CoRIT's tower is frozen: set model.trainable=[head/.*] and no model.lora")
+            if self.model.head == "keep":
+                raise ValueError("a base has no head for CoRIT: set model.head=new")
+            if self.data.augment_on == "device":
+                raise ValueError("CoRIT blends augmented images on the host: set data.augment_on=host")
+            if self.model.cache_features and corit.refined and corit.cgp == "random":
+                raise ValueError("cached features see one self-blended image: set model.corit.cgp=canonical")
         if self.model.cache_features:
-            alone = self.model.lora is None and all(pattern.startswith("head/") for pattern in self.model.trainable)
             if not alone:
                 raise ValueError("cached features train a head alone: set model.trainable=[head/.*] and no model.lora")
             if self.data.augment != "none":

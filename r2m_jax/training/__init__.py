@@ -1,6 +1,7 @@
 """Fine-tuning detectors."""
 
-from r2m_jax.training.inputs import by_policy, feature_inputs, image_inputs, unchanged
+from r2m_jax.training.fine_tuning import FineTuner, FineTuning
+from r2m_jax.training.inputs import by_policy, feature_inputs, image_inputs, pair_inputs, unchanged
 from r2m_jax.training.loop import Hook, Interrupted, Window, compiled, fit
 from r2m_jax.training.objectives import cross_entropy
 from r2m_jax.training.optimizers import OptimizerRecipe, adam_coupled_l2, build_optimizer, warmup_cosine
@@ -9,6 +10,8 @@ from r2m_jax.training.step import Metrics, TrainState, init_state, train_step
 from r2m_jax.training.trainable import everything, matching
 
 __all__ = [
+    "FineTuner",
+    "FineTuning",
     "Hook",
     "Interrupted",
     "Metrics",
@@ -27,6 +30,7 @@ __all__ = [
     "init_state",
     "matching",
     "image_inputs",
+    "pair_inputs",
     "sharpness_aware",
     "train_step",
     "unchanged",

@@ -13,7 +13,7 @@ from r2m_jax.data.augment import Policy
 from r2m_jax.data.augment.device import augment_batch, image_keys
 from r2m_jax.data.device import normalise, random_flip
 
-Inputs: TypeAlias = Callable[[Key[Array, ""], Any], Array]
+Inputs: TypeAlias = Callable[[Key[Array, ""], Any], Any]
 """``inputs(key, batch)``: what the model is given, with random choices from ``key`` alone."""
 Augment: TypeAlias = Callable[[Key[Array, ""], UInt8[Array, "b h w 3"]], UInt8[Array, "b h w 3"]]
 
@@ -44,6 +44,19 @@ def by_policy(policy: Policy) -> Augment:
 def unchanged(key: Key[Array, ""], images: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b h w 3"]:
     """No augmentation, or one the host has done."""
     return images
+
+
+def pair_inputs(mean: Sequence[float], std: Sequence[float]) -> Inputs:
+    """Images with self-blended images, as :class:`r2m_jax.data.pairs.Pairs` makes them: ``(streams, foreground)``.
+
+    Args:
+        mean, std: the model's normalisation of 0…1 RGB.
+    """
+
+    def inputs(key: Key[Array, ""], batch: Any) -> tuple[Float[Array, "b s h w 3"], Float[Array, "b n"]]:
+        return normalise(batch["image"], mean, std), batch["foreground"]
+
+    return inputs
 
 
 def feature_inputs(key: Key[Array, ""], batch: Any) -> Float[Array, "b d"]:

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from r2m_jax.models import Params
-from r2m_jax.training.inputs import Inputs
+from r2m_jax.training.inputs import Inputs, feature_inputs
 from r2m_jax.training.objectives import cross_entropy
 from r2m_jax.training.sam import Sharpness, sharpness_aware
 from r2m_jax.training.trainable import Trainable, everything, join, split
@@ -86,6 +86,7 @@ def train_step(
     trainable: Trainable = everything,
     sharpness: Sharpness | None = None,
     average: float | None = None,
+    frozen: Callable[[Params, Any], Array] | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Build ``step(state, batch) -> (state, metrics)``.
 
@@ -98,6 +99,8 @@ def train_step(
         average: decay d of the moving average ``a ← d a + (1 - d) θ`` after every step, for a state made with one. The
             average starts at the first parameters, and d at ``(1 + step) / (10 + step)``, so that the start is soon
             forgotten (TensorFlow's ``ExponentialMovingAverage(num_updates=…)``).
+        frozen: what comes before ``logits`` and is not trained, ``frozen(params, inputs)``; ``logits`` is given its
+            result in place of the inputs. It is computed once a step, though SAM asks for logits twice.
 
     Returns:
         A pure function for ``jax.jit(step, donate_argnums=0)``; ``batch`` is a dict with ``label`` [b].
@@ -105,15 +108,20 @@ def train_step(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         moving, still = split(state.params, trainable)
+        key = jax.random.fold_in(state.key, state.step)
+        given = inputs
+        if frozen is not None:
+            batch = {"feature": frozen(state.params, inputs(key, batch)), "label": batch["label"]}
+            given = feature_inputs
 
         def loss_fn(moving: Params, batch: Any, key: Key[Array, ""]) -> tuple[Array, Array]:
-            predicted = logits(join(moving, still), inputs(key, batch))
+            predicted = logits(join(moving, still), given(key, batch))
             return cross_entropy(predicted, batch["label"]), predicted[:, 1] - predicted[:, 0]
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         if sharpness is not None:
             gradient = sharpness_aware(gradient, sharpness)
-        (loss, margin), grads = gradient(moving, batch, jax.random.fold_in(state.key, state.step))
+        (loss, margin), grads = gradient(moving, batch, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, moving)
         moving = optax.apply_updates(moving, updates)
         kept = state.average

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from r2m_jax.data.forge.blending import to_uint8
 from r2m_jax.data.forge.landmarks import hull, outline
@@ -34,21 +34,55 @@ def self_blend(
     Returns:
         The real partner (target), the forgery, and the blending mask from 0 to 1.
     """
+    return self_blend_inside(image, hull(points if rng.random() < 0.25 else outline(points), image.shape[:2]), rng)
+
+
+def self_blend_inside(
+    image: UInt8[np.ndarray, "h w 3"], inside: Bool[np.ndarray, "h w"], rng: np.random.Generator
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"]]:
+    """The same with a region of any shape in place of the face, for images without landmarks."""
     shape = image.shape[:2]
-    inside = hull(points if rng.random() < 0.25 else outline(points), shape)
     source, target = image, image
     if rng.random() < 0.5:
         source = _altered(image, rng)
     else:
         target = _altered(image, rng)
-    moved = _shifted(shape, rng)
+    moved = _moved(shape, *_movement(rng))
     # An integer image keeps its rounding: the forgery is put together from 8-bit sources, as by the authors.
     source = to_uint8(warp(source, moved))
     mask = warp(np.repeat(inside[..., None].astype(np.float64), 3, axis=2), moved)
     mask = warp(mask, _elastic(shape, rng))[..., 0]
-    mask = _smoothed(mask, rng) * rng.choice(_RATIOS)
-    blended = mask[..., None] * source + (1 - mask[..., None]) * target
-    return target, blended.astype(np.uint8), mask
+    sides, kernels = rng.integers(192, 257, 2).tolist(), (_kernel(rng), _kernel(rng))
+    mask = _smoothed(mask, sides, kernels, rng.uniform(5, 46)) * rng.choice(_RATIOS)
+    return target, _blended(source, target, mask), mask
+
+
+def canonical_self_blend(
+    image: UInt8[np.ndarray, "h w 3"], inside: Bool[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """One self-blended image without anything random, in the middle of the ranges that are drawn from.
+
+    The inside is taken at half the resolution, brighter by a tenth of the range, moved by 2 % in x and 1 % in y and
+    enlarged by 1.03, and blended in full; the mask is smoothed as a drawn one (kernels of 15, sigma 25, at 224 pixels).
+    The choice is ours: CoRIT (arXiv 2603.24057), which compares images with their self-blended ones, does not say.
+
+    Args:
+        image: RGB.
+        inside: what is altered; an empty one gives the image back.
+    """
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (max(1, width // 2), max(1, height // 2)), interpolation=cv2.INTER_AREA)
+    coarse = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    moved = _moved((height, width), 0.02, 0.01, 1.03)
+    source = to_uint8(warp(to_uint8(coarse + 25.5), moved))
+    mask = warp(np.repeat(inside[..., None].astype(np.float64), 3, axis=2), moved)[..., 0]
+    return _blended(source, image, _smoothed(mask, [224, 224], ((15, 15), (15, 15)), 25.0))
+
+
+def _blended(
+    source: UInt8[np.ndarray, "h w 3"], target: UInt8[np.ndarray, "h w 3"], mask: Float[np.ndarray, "h w"]
+) -> UInt8[np.ndarray, "h w 3"]:
+    return (mask[..., None] * source + (1 - mask[..., None]) * target).astype(np.uint8)
 
 
 def _altered(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
@@ -75,14 +109,17 @@ def _altered(image: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> UIn
     return cv2.filter2D(altered, -1, kernel)
 
 
-def _shifted(shape: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarray, "2 h w"]:
-    """Translation by up to 3 % in x and 1.5 % in y, scale from 0.95 to 1 / 0.95, about the image's centre."""
+def _movement(rng: np.random.Generator) -> tuple[float, float, float]:
+    """Translation by up to 3 % in x and 1.5 % in y, scale from 0.95 to 1 / 0.95."""
+    return rng.uniform(-0.03, 0.03), rng.uniform(-0.015, 0.015), rng.uniform(0.95, 1 / 0.95)
+
+
+def _moved(shape: tuple[int, int], right: float, down: float, scale: float) -> Float[np.ndarray, "2 h w"]:
+    """Displacement of a translation, in shares of width and height, and a scale about the image's centre."""
     height, width = shape
-    dx, dy = rng.uniform(-0.03, 0.03) * width, rng.uniform(-0.015, 0.015) * height
-    scale = rng.uniform(0.95, 1 / 0.95)
     field = np.empty((2, height, width))
-    field[0] = ((np.arange(height) - (height - 1) / 2) * (1 / scale - 1))[:, None] - np.rint(dy)
-    field[1] = ((np.arange(width) - (width - 1) / 2) * (1 / scale - 1))[None, :] - np.rint(dx)
+    field[0] = ((np.arange(height) - (height - 1) / 2) * (1 / scale - 1))[:, None] - np.rint(down * height)
+    field[1] = ((np.arange(width) - (width - 1) / 2) * (1 / scale - 1))[None, :] - np.rint(right * width)
     return field
 
 
@@ -92,14 +129,16 @@ def _elastic(shape: tuple[int, int], rng: np.random.Generator) -> Float[np.ndarr
     return 50.0 * np.stack([cv2.GaussianBlur(axis, (0, 0), 7) for axis in noise])
 
 
-def _smoothed(mask: Float[np.ndarray, "h w"], rng: np.random.Generator) -> Float[np.ndarray, "h w"]:
-    """Blur, keep where it is still full (an erosion), blur again; at a random size, so that the widths vary."""
+def _smoothed(
+    mask: Float[np.ndarray, "h w"], sides: list[int], kernels: tuple[tuple[int, int], tuple[int, int]], sigma: float
+) -> Float[np.ndarray, "h w"]:
+    """Blur, keep where it is still full (an erosion), blur again; at a size of its own, on which the widths depend."""
     height, width = mask.shape
-    small = cv2.resize(mask, tuple(rng.integers(192, 257, 2).tolist()))
-    small = cv2.GaussianBlur(small, _kernel(rng), 0)
+    small = cv2.resize(mask, sides)
+    small = cv2.GaussianBlur(small, kernels[0], 0)
     # Full means 1 up to the rounding of the blur's sums.
     small = (small >= small.max() * (1 - 1e-6)).astype(np.float64) if small.max() else small
-    small = cv2.GaussianBlur(small, _kernel(rng), rng.uniform(5, 46))
+    small = cv2.GaussianBlur(small, kernels[1], sigma)
     small = small / max(small.max(), 1e-9)
     return np.clip(cv2.resize(small, (width, height)), 0, 1)
 

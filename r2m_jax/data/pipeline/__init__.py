@@ -6,6 +6,7 @@ from r2m_jax.data.pipeline.loader import (
     BatchIterator,
     Decoding,
     IndexedBatch,
+    Preparation,
     batches,
     evaluation_batches,
     read_ahead,
@@ -15,6 +16,6 @@ from r2m_jax.data.pipeline.sources import RecordSource, Source
 
 __all__ = [
     "Batch", "training_batches", "FeatureBatches",
-    "IndexedBatch", "BatchIterator", "Decoding", "batches", "evaluation_batches", "read_ahead",
+    "IndexedBatch", "BatchIterator", "Decoding", "Preparation", "batches", "evaluation_batches", "read_ahead",
     "Sampling", "Source", "RecordSource",
 ]  # fmt: skip

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32
+from PIL import Image
 
 from r2m_jax.data.images import resize_and_crop
 from r2m_jax.data.pipeline.in_memory import Batch
 from r2m_jax.data.pipeline.sampling import Plan, Sampling, in_order, plan
 from r2m_jax.data.pipeline.sources import Source
+from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """``transform(image, rng)``: uint8 [size, size, 3] to the same, random choices from ``rng`` alone."""
+
+
+class Preparation(Protocol):
+    """Makes the arrays of one image, for models that see more than its pixels; can be pickled."""
+
+    @property
+    def arrays(self) -> Mapping[str, tuple[tuple[int, ...], type]]:
+        """Shape and dtype by name."""
+
+    def __call__(self, picture: Image.Image, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Arrays of the upright picture; random choices from ``rng`` alone."""
+
 
 ATTEMPTS = 16  # unreadable images in a row after which a data set is given up
 
@@ -36,7 +50,7 @@ class IndexedBatch(Batch):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How samples are read; nothing of it but ``size``, ``exact`` and ``transform`` changes what is read.
+    """How samples are read; nothing of it but ``size``, ``exact``, ``transform`` and ``prepare`` changes what is read.
 
     Attributes:
         size: sides of the images in pixels.
@@ -47,6 +61,8 @@ class Decoding:
         exact: decode in full. Else large JPEG images are shrunk by the decoder to no less than twice ``size``, see
             :func:`r2m_jax.data.images.decode_image`.
         transform: applied to every image, with a generator seeded by (seed, epoch, place in the epoch).
+        prepare: makes the arrays of a batch, in place of resizing, cropping and ``transform``, with such a generator,
+            of images decoded in full (``exact`` or not: what records tell in pixels is of these).
         on_corrupt: ``error`` stops at an image that cannot be read; ``skip`` goes on and notes it in
             :attr:`BatchIterator.unreadable`.
     """
@@ -57,6 +73,7 @@ class Decoding:
     prefetch: int = 2
     exact: bool = True
     transform: Transform | None = None
+    prepare: Preparation | None = None
     on_corrupt: Literal["error", "skip"] = "error"
 
 
@@ -279,8 +296,11 @@ class _Batches:
         return -(-self._samples // self._batch_size)
 
     def __getitem__(self, number: int) -> _Made:
-        size = self.decoding.size
-        image = np.zeros((self._rows, size, size, 3), np.uint8)
+        size, prepare = self.decoding.size, self.decoding.prepare
+        shapes: Mapping[str, Any] = prepare.arrays if prepare else {"image": ((size, size, 3), np.uint8)}
+        made: dict[str, np.ndarray] = {
+            name: np.zeros((self._rows, *shape), dtype) for name, (shape, dtype) in shapes.items()
+        }
         label, index = np.full((2, self._rows), -1, np.int32)
         valid = np.zeros(self._rows, np.bool_)
         faults: list[tuple[str, str]] = []
@@ -292,7 +312,8 @@ class _Batches:
             for attempt in range(1, ATTEMPTS + 1):
                 index[row] = record
                 try:
-                    image[row] = self._sample(record, epoch, place)
+                    for name, array in self._sample(record, epoch, place).items():
+                        made[name][row] = array
                     label[row], valid[row] = self._source.records[record].label, True
                     break
                 except InputError as error:
@@ -301,15 +322,19 @@ class _Batches:
                         break
                     record = self._order.substitute(epoch, place, attempt)
             hopeless |= self._replace and not valid[row]
-        return _Made({"image": image, "label": label, "index": index, "valid": valid}, faults, hopeless)
+        batch = {**made, "label": label, "index": index, "valid": valid}
+        return _Made(cast(IndexedBatch, batch), faults, hopeless)
 
-    def _sample(self, record: int, epoch: int, place: int) -> UInt8[np.ndarray, "size size 3"]:
+    def _sample(self, record: int, epoch: int, place: int) -> dict[str, np.ndarray]:
         decoding = self.decoding
+        if decoding.prepare is not None:
+            rng = np.random.default_rng((self._seed, epoch, place))
+            return decoding.prepare(self._source.image(record), self._source.records[record], rng)
         image = self._source.image(record, None if decoding.exact else 2 * decoding.size)
         pixels = resize_and_crop(image, decoding.size)
         if decoding.transform is None:
-            return pixels
+            return {"image": pixels}
         pixels = decoding.transform(pixels, np.random.default_rng((self._seed, epoch, place)))
         if pixels.dtype != np.uint8 or pixels.shape != (decoding.size, decoding.size, 3):
             raise TypeError(f"the transform gave {pixels.dtype} {pixels.shape}, not uint8 of the size it was given.")
-        return pixels
+        return {"image": pixels}

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Tests in so many processes; they mostly wait for one core each (compilers, image codecs).
 WORKERS ?= 2
 
-.PHONY: test test-fast demo demo-quick lint format clean
+.PHONY: test test-fast demo demo-quick study-quick lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ demo: $(STAMP)  ## the whole path on the embedded photographs, into demo-out/
 demo-quick: $(STAMP)
 	$(BIN)/r2m demo --out demo-out --overwrite --quick
 
+study-quick: $(STAMP)  ## the paper's tables and figures, small, into study-out/
+	$(BIN)/r2m study all --out study-out --overwrite --quick
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +38,4 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) demo-out dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-out study-out dist .pytest_cache .mypy_cache .ruff_cache

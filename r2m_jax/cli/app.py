@@ -179,6 +179,47 @@ def compare(
 
 
 @app.command()
+def collapse(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE]", help="A .yaml file; replacements.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Model directory; its tower is frozen, a head is not needed.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Index of images.")] = None,
+    families: Annotated[
+        str | None, typer.Option(help="FS,FR …, each against the real images; all when omitted.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Probes are trained on; train when omitted.")] = None,
+    test_split: Annotated[str | None, typer.Option(help="Probes are tested on; test when omitted.")] = None,
+    layers: Annotated[str | None, typer.Option(help="all (the default), or numbers of blocks: 5,10,12.")] = None,
+    feature_norm: Annotated[str | None, typer.Option(help="none (the default), ln_post or unit_rms.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side in pixels; the model's own when omitted.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Starts and orders of the samples; 3 when omitted.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Images at most, of all kinds; 600 when omitted.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory for report.html, tables/, figures/, collapse.json.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
+) -> None:
+    """Probe every layer of a frozen tower: critical radius of SAM, signal-to-noise of gradients, curvature."""
+    from r2m_jax.cli.collapse import run
+
+    run(
+        arguments or [],
+        index=data,
+        layers=layers,
+        families=families,
+        data={"split": split, "test_split": test_split, "limit": limit, "image_size": image_size},
+        flags={
+            "model": model, "feature_norm": feature_norm, "seeds": seeds, "batch_size": batch_size, "out": out,
+        },
+        overwrite=overwrite,
+    )  # fmt: skip
+
+
+@app.command()
 def sweep(
     arguments: Annotated[
         list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]", help="A .yaml file, or `paper` for the paper's grids.")

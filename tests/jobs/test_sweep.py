@@ -48,6 +48,7 @@ def recipe(base, index, tmp_path):
     return make
 
 
+@pytest.mark.integration
 def test_a_sweep_scores_every_candidate_and_writes_the_best(recipe, tmp_path):
     made = sweep(recipe(), reporter=Reporter(quiet=True))
     with (made.directory / "results.csv").open() as file:

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ def per_tensor_ties(base, specialists):
     [
         ("linear", lambda base, thetas: weight_averaging(base, thetas, weights=made.METHODS["linear"]["weight"])),
         ("task_arithmetic", lambda base, thetas: task_arithmetic(base, thetas, alpha=made.ALPHA, reduce="sum")),
-        ("ties", per_tensor_ties),
+        ("ties", jax.jit(per_tensor_ties)),
     ],
 )
 def test_agreement_with_mergekit(method, ours):

@@ -167,6 +167,7 @@ def test_stacks_of_layers_are_cut(models):
     assert [(p.start, p.stop) for c in cut.chunks for p in c.pieces if c.rank] == [(0, 1), (1, 2), (2, 3)]
 
 
+@pytest.mark.integration
 def test_the_sweep_gives_what_single_merges_give(models):
     theta0, thetas = models
     swept = Sweep(theta0, thetas)

@@ -1,0 +1,286 @@
+"""``r2m study``: images, models and scores once, then every table and figure that follows from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from r2m_jax.atomic import atomic_directory, atomic_text
+from r2m_jax.checkpoints import image_processor, load_detector, provenance, tiny_base
+from r2m_jax.checkpoints.preprocessing import read_processor
+from r2m_jax.checkpoints.tensors import safetensors_files
+from r2m_jax.data.catalogue import nearest
+from r2m_jax.data.index import index_file, read_index
+from r2m_jax.data.pipeline import Decoding, RecordSource, evaluation_batches
+from r2m_jax.data.records import Record, select
+from r2m_jax.data.selection import evenly
+from r2m_jax.errors import InputError
+from r2m_jax.jobs.merge_inputs import open_inputs
+from r2m_jax.jobs.scoring import square_input
+from r2m_jax.jobs.study_page import page_of
+from r2m_jax.models import Detector, init_head
+from r2m_jax.progress import Reporter
+from r2m_jax.recipes.studying import StudyRecipe
+from r2m_jax.studies import STUDIES, Context, Result, Unavailable
+from r2m_jax.studies.forging import Bench
+from r2m_jax.studies.roles import find_roles, named
+from r2m_jax.studies.stock import Stock, file_name
+from r2m_jax.training import FineTuning
+
+DATA, MODELS = "data", "models"
+
+
+@dataclass(frozen=True)
+class Studied:
+    """What was done.
+
+    Attributes:
+        directory: everything.
+        results: by study.
+        left_out: study to the reason.
+        trained: names of the models that were trained.
+        taken: names of those that were taken from an earlier run.
+    """
+
+    directory: Path
+    results: dict[str, Result]
+    left_out: dict[str, str]
+    trained: tuple[str, ...]
+    taken: tuple[str, ...]
+
+
+def study(recipe: StudyRecipe, *, reporter: Reporter, overwrite: bool = False) -> Studied:
+    """Run studies and write ``recipe.out``; it appears when all of it is done.
+
+    Trained models and forged images are kept in a folder ``OUT.run`` until then, and in ``OUT`` afterwards; a run with
+    the same settings, also of other studies, takes them up.
+
+    Raises:
+        InputError: a study is unknown, the images or models are unusable, the output is taken, or no study of those
+            asked for can be done.
+    """
+    names = tuple(dict.fromkeys(recipe.studies)) or tuple(STUDIES)
+    strangers = [name for name in names if name not in STUDIES]
+    if strangers:
+        raise InputError(f"there is no study {strangers[0]!r}; {nearest(strangers[0], [*STUDIES, 'all'])}")
+    start = time.monotonic()
+    with atomic_directory(recipe.out, overwrite) as aside, _under_way(recipe.out) as run:
+        with tempfile.TemporaryDirectory(prefix="pixels-", dir=run) as scratch:
+            context, inputs = _context(recipe, run, Path(scratch), reporter)
+            results, left_out, seconds = _run(names, context)
+        _write(aside, recipe, context, results, left_out, run if recipe.data.index is None else None)
+        made = provenance.record(
+            "study", inputs=inputs, recipe=recipe.model_dump(mode="json"), seed=recipe.seed,
+            seconds=round(time.monotonic() - start, 1), studies=seconds, left_out=left_out,
+            trained=context.stock.trained, taken=context.stock.taken, devices=[str(d) for d in jax.devices()],
+        )  # fmt: skip
+        (aside / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+        _keep(recipe.out, run, aside)
+    shutil.rmtree(run, ignore_errors=True)  # not before the result is in its place
+    return Studied(recipe.out, results, left_out, tuple(context.stock.trained), tuple(context.stock.taken))
+
+
+@contextmanager
+def _under_way(out: Path) -> Iterator[Path]:
+    """The folder of what is worth keeping should the run stop; after an error it stays if it holds anything."""
+    run = out.with_name(f"{out.name}.run")
+    run.mkdir(parents=True, exist_ok=True)
+    try:
+        yield run
+    except BaseException:
+        if not any((run / part).is_dir() for part in (DATA, MODELS)):
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+
+
+def _run(names: Sequence[str], context: Context) -> tuple[dict[str, Result], dict[str, str], dict[str, float]]:
+    results: dict[str, Result] = {}
+    left_out: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for number, name in enumerate(names, start=1):
+        context.reporter.say(f"study {name} ({number} of {len(names)})")
+        begun = time.monotonic()
+        try:
+            results[name] = STUDIES[name].run(context)
+        except Unavailable as reason:
+            left_out[name] = f"{STUDIES[name].title} is left out: {reason}."
+            context.reporter.say(left_out[name])
+        seconds[name] = round(time.monotonic() - begun, 1)
+    if not results:
+        raise InputError("no study can be done: " + " ".join(left_out.values()))
+    return results, left_out, seconds
+
+
+def _context(recipe: StudyRecipe, run: Path, scratch: Path, reporter: Reporter) -> tuple[Context, list[dict[str, Any]]]:
+    begin, inputs = _base(recipe)
+    size = square_input(begin.processor, "the base")
+    records, key, said = _records(recipe, size, run, reporter)
+    splits = {name: evenly(select(records, split=name), recipe.data.limit) for name in ("train", "test")}
+    if not splits["test"]:
+        raise InputError(f"{recipe.data.index} has no image of the split 'test' to compare models on.")
+    train, test = (named(splits[name]) for name in ("train", "test"))
+    unseen = recipe.data.forging.unseen if recipe.data.index is None else recipe.data.unseen
+    roles = find_roles(train, test, domain=recipe.data.domain, unseen=unseen, families=tuple(recipe.specialists))
+    threads = recipe.workers or _cores()
+
+    @cache
+    def pixels(split: str) -> UInt8[np.ndarray, "n h w 3"]:
+        return _decoded(splits[split], size, scratch / f"{split}.npy", threads, reporter)
+
+    trains = recipe.training
+    settings = FineTuning(
+        trains.passes, trains.batch_size, trains.learning_rate, trains.weight_decay, recipe.seed
+    )  # fmt: skip
+    base = [item["sha256"] for item in inputs]
+    stock = Stock(
+        begin, settings if recipe.may_train else None, {"base": base, "data": key, "size": size},
+        folder=run / MODELS, earlier=recipe.out / MODELS, records=train, pixels=lambda: pixels("train"),
+        inputs=inputs, reporter=reporter,
+    )  # fmt: skip
+    for family, path in recipe.specialists.items():
+        stock.give(roles.lesson(family), path)
+    if recipe.all_in_one is not None:
+        stock.give(roles.lesson(*roles.families), recipe.all_in_one)
+    context = Context(recipe, begin, roles, test, lambda: pixels("test"), stock, reporter)
+    for sentence in said:
+        context.note(sentence)
+    given = [path for path in (*recipe.specialists.values(), recipe.all_in_one) if path is not None]
+    hashed = [*inputs, *provenance.input_hashes([file for path in given for file in safetensors_files(path)])]
+    if recipe.data.index is not None:
+        hashed += provenance.input_hashes([index_file(recipe.data.index)])
+    return context, hashed
+
+
+def _base(recipe: StudyRecipe) -> tuple[Detector, list[dict[str, Any]]]:
+    """The start of every model, with the processing all of them share, and its hashes."""
+    directory = recipe.base or tiny_base()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has no head", category=UserWarning)  # a base needs none
+        loaded = load_detector(directory)
+    inputs = provenance.input_hashes(safetensors_files(directory))
+    if recipe.base is None:
+        for item in inputs:
+            item["path"] = f"tiny_base/{Path(item['path']).name}"
+    processor = loaded.processor
+    if recipe.specialists:
+        given = dict(recipe.specialists) | ({"all_in_one": recipe.all_in_one} if recipe.all_in_one else {})
+        open_inputs(directory, given)
+        processor = read_processor(next(iter(given.values())))
+    elif recipe.data.index is None and recipe.data.forging.size is not None:
+        processor = image_processor(recipe.data.forging.size, tuple(processor.image_mean), tuple(processor.image_std))
+    head = init_head(loaded.config.hidden_size, jax.random.key(recipe.seed))
+    params = {**loaded.params, "head": head}
+    return Detector.create(loaded.config, params, processor, options=loaded.options), inputs
+
+
+def _records(recipe: StudyRecipe, size: int, run: Path, reporter: Reporter) -> tuple[list[Record], str, list[str]]:
+    """All records, what decides them, and what readers have to know of them."""
+    data = recipe.data
+    if data.index is not None:
+        index = index_file(data.index)
+        return read_index(index), f"{provenance.sha256(index)} {data.limit}", []
+    bench = Bench(data, size, recipe.seed)
+    key = bench.key()
+    folder, marker = run / DATA, "study.json"
+    if not _is_of(folder / marker, key):
+        shutil.rmtree(folder, ignore_errors=True)
+        if _is_of(recipe.out / DATA / marker, key):
+            shutil.copytree(recipe.out / DATA, folder, copy_function=_linked)
+        else:
+            counts = {split: len(pictures) for split, pictures in bench.photographs.items()}
+            reporter.say(f"forge from {counts['train']} photographs to learn from and {counts['test']} held out")
+            bench.forge(folder, recipe.workers or _cores(), reporter)
+            atomic_text(folder / marker, json.dumps({"decided_by": key}) + "\n")
+    held = ", ".join(photograph.name for photograph in bench.photographs["test"])
+    said = [
+        f"Test images are patches of photographs no model saw ({held}); intervals are over patches, so they do not "
+        "hold what other photographs would change."
+    ]
+    return read_index(folder / "index.csv"), key, said
+
+
+def _is_of(marker: Path, key: str) -> bool:
+    return marker.is_file() and provenance.read_json(marker).get("decided_by") == key
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name of the same file, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _decoded(
+    records: Sequence[Record], size: int, file: Path, threads: int, reporter: Reporter
+) -> UInt8[np.ndarray, "n h w 3"]:
+    """Every image once, in a file that is mapped into memory: what is not used does not stay there."""
+    pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(records), size, size, 3))
+    stream = evaluation_batches(RecordSource(records), batch_size=32, decoding=Decoding(size, threads))
+    with stream, reporter.track(f"decode {file.stem}", len(records)) as advance:
+        for batch in stream:
+            places = batch["index"][batch["valid"]]
+            pixels[places] = batch["image"][batch["valid"]]
+            advance(len(places))
+    return pixels
+
+
+def _write(
+    folder: Path,
+    recipe: StudyRecipe,
+    context: Context,
+    results: dict[str, Result],
+    left_out: dict[str, str],
+    run: Path | None,
+) -> None:
+    """Everything but data and models."""
+    assert recipe.data.index is not None or run is not None
+    images = run if run is not None else index_file(recipe.data.index or Path()).parent
+    for part in ("tables", "figures", "scores"):
+        (folder / part).mkdir()
+    for result in results.values():
+        for name, table in result.tables.items():
+            (folder / "tables" / f"{file_name(name)}.md").write_text(table.markdown(), encoding="utf-8")
+            (folder / "tables" / f"{file_name(name)}.tex").write_text(table.latex(), encoding="utf-8")
+        for name, figure in result.figures.items():
+            (folder / "figures" / f"{file_name(name)}.svg").write_text(figure.svg, encoding="utf-8")
+        for name, scores in result.scores.items():
+            target = folder / context.cited(name)
+            if not target.exists():
+                scores.write(target, relative_to=images)
+        for path, text in result.files.items():
+            (folder / path).write_text(text, encoding="utf-8")
+    notes = [*context.notes, *left_out.values()]
+    metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(page_of(recipe, context, results, notes), encoding="utf-8")
+
+
+def _keep(out: Path, run: Path, aside: Path) -> None:
+    """Move models and data of this run into the result, and keep models of an earlier result that it did not need."""
+    models = aside / MODELS
+    models.mkdir()
+    for source in (run / MODELS, out / MODELS):
+        for directory in sorted(source.iterdir()) if source.is_dir() else ():
+            if not (models / directory.name).exists():
+                shutil.copytree(directory, models / directory.name, copy_function=_linked)
+    if (run / DATA).is_dir():
+        shutil.copytree(run / DATA, aside / DATA, copy_function=_linked)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -119,6 +119,7 @@ def _run(names: Sequence[str], context: Context) -> tuple[dict[str, Result], dic
         except Unavailable as reason:
             left_out[name] = f"{STUDIES[name].title} is left out: {reason}."
             context.reporter.say(left_out[name])
+        context.release()
         seconds[name] = round(time.monotonic() - begun, 1)
     if not results:
         raise InputError("no study can be done: " + " ".join(left_out.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -48,6 +49,13 @@ def ties(
         InputError: no specialist, differing trees, or a setting out of range.
     """
     check(density, variant)
+    return _ties(theta0, thetas, density, scale, variant)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _ties(
+    theta0: Tree, thetas: Sequence[Tree], density: float, scale: float, variant: Literal["original", "paper"]
+) -> Tree:
     vectors = task_vectors(theta0, thetas)
     leaves = jax.tree.leaves(vectors)
     thresholds = kth_largest(leaves, kept_entries(sum(leaf[0].size for leaf in leaves), density))

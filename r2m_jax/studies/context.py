@@ -105,6 +105,11 @@ class Context:
             self._merges[key] = Merges(self.begin.params["backbone"], team, self.reporter)
         return self._merges[key]
 
+    def release(self) -> None:
+        """Forget the factorised teams of one study; that of the specialists, which most studies share, stays."""
+        key = tuple(self.roles.families)
+        self._merges = {team: merges for team, merges in self._merges.items() if team == key}
+
     def merged(self, team: Mapping[str, Model], suffix: str = "") -> dict[str, Model]:
         """Every merger of the recipe, its name followed by ``suffix``."""
         merges = self.merges(team)

@@ -44,7 +44,7 @@ def heads(context: Context) -> Result:
     ends = [found.interval(row, mean) or (0.0, 0.0) for row in rows]
     values = [found.values[row][mean] for row in rows]
     svg = bars(
-        [row.partition(", ")[2] if row.count(", ") == 1 else row.rpartition(", ")[2] for row in rows], values,
+        [row.rpartition(", ")[2] for row in rows], values,
         title="Mean AUC on the seen columns by head", intervals=([a for a, _ in ends], [b for _, b in ends]),
         groups=[shown for shown, each in groups.items() for _ in each], start=0.5, high=1.0,
     )  # fmt: skip

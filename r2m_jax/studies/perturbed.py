@@ -133,7 +133,7 @@ def _result(
     found = Table(
         "Robustness", list(points), groups, values, source=measured.source,
         intervals={name: [(float(low[row[name]]), float(high[row[name]])) for low, high in ends] for name in names},
-        caption="RAV is (perturbed AUC − clean AUC) / clean AUC, averaged over levels; nearer to zero is more robust. "
+        caption="RAV is (perturbed AUC − clean AUC) / clean AUC, averaged over levels; negative is a loss. "
         "AUCs are means over the seen columns.",
     )  # fmt: skip
     overall = {name: values[name][-1] for name in names}

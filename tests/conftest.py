@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: eight host devices, tiny random models, the shared data where present."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -31,6 +32,19 @@ TINY = {
     "patch_size": 8,
     "projection_dim": 24,
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs():
+    """Forget compiled programs before there are too many.
+
+    Each takes some eight memory maps, of which Linux gives a process 65,530; LLVM ends the process at the last one.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from scipy.special import expit
 
 from r2m_jax.data.embedded import embedded_photographs
 from r2m_jax.data.images import resize_and_crop
@@ -78,7 +79,7 @@ def compare(
             raise InputError(f"the artifact gives scores of shape {got[0].shape} for {len(part)} images.")
         if not all(np.isfinite(values).all() for values in got):
             raise InputError("the artifact gives scores that are NaN or infinite; choose --dtype float32.")
-        probability = max(probability, float(np.abs(got[0] - _sigmoid(wanted)).max()))
+        probability = max(probability, float(np.abs(got[0] - expit(wanted)).max()))
         logit = max(logit, float(np.abs(got[1] - wanted).max()))
         yield Difference(last, probability, logit)
 
@@ -87,7 +88,3 @@ def _groups(count: int, batch: int | None) -> Iterator[tuple[int, int]]:
     # One alone, then several: a program whose batch is open must take both.
     starts = range(0, count, batch) if batch else [0, *range(1, count, _GROUP)]
     yield from zip(starts, [*starts[1:], count], strict=True)
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0, -x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from r2m_jax.errors import InputError
 from r2m_jax.evaluation.collapse import ProbeData
 from r2m_jax.jobs.scoring import square_input
 from r2m_jax.models import Detector, Params, apply_tower
-from r2m_jax.parallel import data_mesh, replicate, shard_batch
+from r2m_jax.parallel import available_cores, data_mesh, replicate, shard_batch
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.collapsing import CollapseData, CollapseRecipe
 
@@ -152,10 +151,9 @@ def _encode(
     mesh = data_mesh(jax.local_devices())
     placed = replicate(mesh, detector.params["backbone"])
     batch_size = -(-recipe.batch_size // mesh.devices.size) * mesh.devices.size
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     values = np.empty((len(layers), len(records), detector.config.hidden_size), np.float32)
     stream = evaluation_batches(
-        RecordSource(records), batch_size=batch_size, decoding=Decoding(size, workers, on_corrupt="error")
+        RecordSource(records), batch_size=batch_size, decoding=Decoding(size, available_cores(), on_corrupt="error")
     )
     with stream, reporter.track(f"class tokens of {len(layers)} layers at {size} px", len(records)) as advance:
         for batch in stream:

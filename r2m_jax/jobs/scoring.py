@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from r2m_jax.evaluation.scores import ScoreTable
 from r2m_jax.jobs.corit import encoder, given, pairs_for, without_landmarks
 from r2m_jax.models import Detector, Params, TowerOptions, apply_head, apply_tower
 from r2m_jax.models.corit import CoritDetector, CoritSettings, apply_corit_head
-from r2m_jax.parallel import data_mesh, replicate, shard_batch
+from r2m_jax.parallel import available_cores, data_mesh, replicate, shard_batch
 from r2m_jax.progress import Reporter
 
 MEMORY = 8192
@@ -101,7 +100,7 @@ def score_models(
     run = _Run(
         records=records,
         batch_size=-(-batch_size // devices) * devices,
-        workers=workers if workers is not None else _cores(),
+        workers=workers if workers is not None else available_cores(),
         mesh=mesh,
         features=features,
         strict=strict,
@@ -303,7 +302,3 @@ def _passes(stock: Mapping[str, _Model], share: int) -> Iterator[list[str]]:
             names.append(name)
             used += model.bytes
         yield names
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,7 +25,7 @@ from r2m_jax.checkpoints.preprocessing import read_processor
 from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.data.catalogue import nearest
 from r2m_jax.data.index import index_file, read_index
-from r2m_jax.data.pipeline import Decoding, RecordSource, evaluation_batches
+from r2m_jax.data.pipeline import Decoding, decode_all
 from r2m_jax.data.records import Record, select
 from r2m_jax.data.selection import evenly
 from r2m_jax.errors import InputError
@@ -33,6 +33,7 @@ from r2m_jax.jobs.merge_inputs import open_inputs
 from r2m_jax.jobs.scoring import square_input
 from r2m_jax.jobs.study_page import page_of
 from r2m_jax.models import Detector, init_head
+from r2m_jax.parallel import available_cores
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.studying import StudyRecipe
 from r2m_jax.studies import STUDIES, Context, Result, Unavailable
@@ -136,7 +137,7 @@ def _context(recipe: StudyRecipe, run: Path, scratch: Path, reporter: Reporter) 
     train, test = (named(splits[name]) for name in ("train", "test"))
     unseen = recipe.data.forging.unseen if recipe.data.index is None else recipe.data.unseen
     roles = find_roles(train, test, domain=recipe.data.domain, unseen=unseen, families=tuple(recipe.specialists))
-    threads = recipe.workers or _cores()
+    threads = recipe.workers or available_cores()
 
     @cache
     def pixels(split: str) -> UInt8[np.ndarray, "n h w 3"]:
@@ -204,7 +205,7 @@ def _records(recipe: StudyRecipe, size: int, run: Path, reporter: Reporter) -> t
         else:
             counts = {split: len(pictures) for split, pictures in bench.photographs.items()}
             reporter.say(f"forge from {counts['train']} photographs to learn from and {counts['test']} held out")
-            bench.forge(folder, recipe.workers or _cores(), reporter)
+            bench.forge(folder, recipe.workers or available_cores(), reporter)
             atomic_text(folder / marker, json.dumps({"decided_by": key}) + "\n")
     held = ", ".join(photograph.name for photograph in bench.photographs["test"])
     said = [
@@ -231,12 +232,8 @@ def _decoded(
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """Every image once, in a file that is mapped into memory: what is not used does not stay there."""
     pixels = np.lib.format.open_memmap(file, "w+", np.uint8, (len(records), size, size, 3))
-    stream = evaluation_batches(RecordSource(records), batch_size=32, decoding=Decoding(size, threads))
-    with stream, reporter.track(f"decode {file.stem}", len(records)) as advance:
-        for batch in stream:
-            places = batch["index"][batch["valid"]]
-            pixels[places] = batch["image"][batch["valid"]]
-            advance(len(places))
+    with reporter.track(f"decode {file.stem}", len(records)) as advance:
+        decode_all(records, Decoding(size, threads), pixels, on_progress=advance)
     return pixels
 
 
@@ -281,7 +278,3 @@ def _keep(out: Path, run: Path, aside: Path) -> None:
                 shutil.copytree(directory, models / directory.name, copy_function=_linked)
     if (run / DATA).is_dir():
         shutil.copytree(run / DATA, aside / DATA, copy_function=_linked)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

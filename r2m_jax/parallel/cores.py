@@ -9,6 +9,11 @@ from contextlib import contextmanager
 import jax
 
 
+def available_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def one_device_per_core() -> None:
     """Make every core this process may use a CPU device of JAX, before JAX looks for devices.
 
@@ -17,8 +22,7 @@ def one_device_per_core() -> None:
     """
     if "JAX_NUM_CPU_DEVICES" in os.environ or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", available_cores())
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from r2m_jax.data.pipeline.loader import (
     IndexedBatch,
     Preparation,
     batches,
+    decode_all,
     evaluation_batches,
     read_ahead,
 )
@@ -16,6 +17,6 @@ from r2m_jax.data.pipeline.sources import RecordSource, Source
 
 __all__ = [
     "Batch", "training_batches", "FeatureBatches",
-    "IndexedBatch", "BatchIterator", "Decoding", "Preparation", "batches", "evaluation_batches", "read_ahead",
-    "Sampling", "Source", "RecordSource",
+    "IndexedBatch", "BatchIterator", "Decoding", "Preparation", "batches", "decode_all", "evaluation_batches",
+    "read_ahead", "Sampling", "Source", "RecordSource",
 ]  # fmt: skip

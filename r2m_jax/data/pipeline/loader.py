@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, cast
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, UInt8
 from PIL import Image
 
 from r2m_jax.data.images import resize_and_crop
 from r2m_jax.data.pipeline.in_memory import Batch
 from r2m_jax.data.pipeline.sampling import Plan, Sampling, in_order, plan
-from r2m_jax.data.pipeline.sources import Source
+from r2m_jax.data.pipeline.sources import RecordSource, Source
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 
@@ -34,6 +34,7 @@ class Preparation(Protocol):
         """Arrays of the upright picture; random choices from ``rng`` alone."""
 
 
+_AT_ONCE = 32  # images of a batch where batches are only a way of reading
 ATTEMPTS = 16  # unreadable images in a row after which a data set is given up
 
 
@@ -147,6 +148,31 @@ def evaluation_batches(
         raise InputError("there is no image to evaluate.")
     settings = {"samples": count, "records": count, "batch_size": batch_size, "seed": 0, "sampling": "in order"}
     return BatchIterator(_Batches(source, in_order(count), 0, count, batch_size, shard, decoding, False), settings)
+
+
+def decode_all(
+    records: Sequence[Record],
+    decoding: Decoding,
+    out: UInt8[np.ndarray, "n h w 3"],
+    *,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> None:
+    """Fill an array, in memory or mapped from a file, with every record's image in order.
+
+    Args:
+        records: images and frames of videos.
+        decoding: size, workers.
+        out: takes the images.
+        on_progress: told how many more are there.
+
+    Raises:
+        InputError: there is no record, or an image cannot be read.
+    """
+    with evaluation_batches(RecordSource(records), batch_size=_AT_ONCE, decoding=decoding) as stream:
+        for batch in stream:
+            places = batch["index"][batch["valid"]]
+            out[places] = batch["image"][batch["valid"]]
+            on_progress(len(places))
 
 
 def read_ahead(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from r2m_jax.data.device import normalise
 from r2m_jax.data.index import index_file, read_index
-from r2m_jax.data.pipeline import Decoding, RecordSource, evaluation_batches
+from r2m_jax.data.pipeline import Decoding, decode_all
 from r2m_jax.data.records import Record, select
 from r2m_jax.data.selection import evenly
 from r2m_jax.errors import InputError
@@ -33,6 +32,7 @@ from r2m_jax.merging.theory import (
     separation,
 )
 from r2m_jax.models import Detector, Params, apply_tower
+from r2m_jax.parallel import available_cores
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.comparing import ComparingData
 
@@ -161,13 +161,8 @@ def _families(name: str, made: Mapping[str, Any], present: Sequence[str]) -> lis
 
 def _decoded(records: Sequence[Record], size: int, reporter: Reporter) -> UInt8[np.ndarray, "n h w 3"]:
     pixels = np.empty((len(records), size, size, 3), np.uint8)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    stream = evaluation_batches(RecordSource(records), batch_size=16, decoding=Decoding(size, workers))
-    with stream, reporter.track(f"decode at {size} px", len(records)) as advance:
-        for batch in stream:
-            places = batch["index"][batch["valid"]]
-            pixels[places] = batch["image"][batch["valid"]]
-            advance(len(places))
+    with reporter.track(f"decode at {size} px", len(records)) as advance:
+        decode_all(records, Decoding(size, available_cores()), pixels, on_progress=advance)
     return pixels
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from scipy.special import expit
 
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.predict.media import Taken
@@ -154,7 +155,7 @@ class Rows:
                 continue
             at = taken.frames.index(number)
             logit = float(logits[at])
-            yield Row(item.path, self._threshold, frame, None, probability_of(logit), logit), taken.images[at], number
+            yield Row(item.path, self._threshold, frame, None, float(expit(logit)), logit), taken.images[at], number
         if taken.error:
             yield Row(item.path, self._threshold, item.frame if item.frame >= 0 else None, error=taken.error), None, -1
 
@@ -165,7 +166,7 @@ class Rows:
             return Row(path, self._threshold, error=reason), None, -1
         self._summary.faceless += film.faceless
         mean = film.mean
-        row = Row(path, self._threshold, None, mean.count, probability_of(mean.logit), mean.logit)
+        row = Row(path, self._threshold, None, mean.count, float(expit(mean.logit)), mean.logit)
         return row, film.image, film.frame
 
 
@@ -188,11 +189,6 @@ class _Film:
         if len(logits) and logits.max() > self.highest:
             at = int(logits.argmax())
             self.highest, self.image, self.frame = float(logits[at]), taken.images[at], taken.frames[at]
-
-
-def probability_of(logit: float) -> float:
-    """The sigmoid, without overflow."""
-    return float(np.exp(-np.logaddexp(0.0, -logit)))
 
 
 class Text(Protocol):

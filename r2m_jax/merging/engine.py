@@ -133,14 +133,6 @@ def apply(
     return moved
 
 
-def resolve(
-    method: Method, statistics: Statistics, where: Sequence[Entry]
-) -> tuple[Coefficients, MergeDiagnostics | None]:
-    """A method's coefficients by one compiled program: operation by operation they take seconds."""
-    found: tuple[Coefficients, MergeDiagnostics | None] = jax.jit(partial(method.resolve, where=where))(statistics)
-    return found
-
-
 def run(
     method: Method,
     theta0: Tree,

@@ -28,7 +28,6 @@ from r2m_jax.merging.engine import (
     join,
     leaves_by_path,
     leaves_of_specialists,
-    resolve,
     split,
 )
 from r2m_jax.merging.ranks import Energy, kept_rank
@@ -92,7 +91,8 @@ class Sweep:
         where = entries(self._units)
         with wide_arithmetic():
             statistics = self._statistics(kept) if method.measures else empty_statistics(len(where), self._count)
-            coefficients, diagnostics = resolve(method, statistics, where)
+            # Not compiled: a program for every candidate takes longer than its few operations, compiled once for all.
+            coefficients, diagnostics = method.resolve(statistics, where)
             merged: dict[str, Array] = {}
             row = 0
             for index, unit in enumerate(self._units):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from r2m_jax.data.device import normalise
 from r2m_jax.errors import InputError
@@ -40,10 +40,8 @@ def score(
 
     def scores(params: Params, images: np.ndarray) -> np.ndarray:
         parts = []
-        for first in range(0, len(images), batch_size):
-            part = images[first : first + batch_size]
-            filled = np.concatenate([part, np.repeat(part[-1:], batch_size - len(part), axis=0)])
-            parts.append(np.asarray(difference(params, filled))[: len(part)])
+        for filled, count in filled_batches(images, np.arange(len(images)), batch_size):
+            parts.append(np.asarray(difference(params, filled))[:count])
         out = np.concatenate(parts) if parts else np.empty(0, np.float32)
         if not np.isfinite(out).all():
             raise InputError(
@@ -52,6 +50,15 @@ def score(
         return out
 
     return scores
+
+
+def filled_batches(
+    images: UInt8[np.ndarray, "n h w 3"], places: Int[np.ndarray, " k"], size: int
+) -> Iterator[tuple[UInt8[np.ndarray, "size h w 3"], int]]:
+    """Images at some places in batches of one size, and how many of each count: the last is filled by repetition."""
+    for first in range(0, len(places), size):
+        part = images[places[first : first + size]]
+        yield np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]), len(part)
 
 
 def score_batches(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float32, UInt8
 from r2m_jax.data.device import normalise
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
+from r2m_jax.evaluation.inference import filled_batches
 from r2m_jax.evaluation.protocols import Protocol
 from r2m_jax.evaluation.scores import ScoreTable
 from r2m_jax.models import Detector, Params, apply_head, apply_tower
@@ -199,14 +200,12 @@ class Context:
         """
         chosen = np.arange(len(images)) if places is None else np.asarray(places)
         params = jax.device_put(model.load())
-        size, margins, pooled = self.recipe.batch_size, [], []
-        for first in range(0, len(chosen), size):
-            part = images[chosen[first : first + size]]
-            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        margins, pooled = [], []
+        for filled, count in filled_batches(images, chosen, self.recipe.batch_size):
             margin, output = self._forward(params, filled)
-            margins.append(np.asarray(margin)[: len(part)])
-            pooled.append(np.asarray(output)[: len(part)] if features else np.empty((len(part), 0), np.float32))
-            advance(len(part))
+            margins.append(np.asarray(margin)[:count])
+            pooled.append(np.asarray(output)[:count] if features else np.empty((count, 0), np.float32))
+            advance(count)
         logits, vectors = np.concatenate(margins), np.concatenate(pooled)
         if not np.isfinite(logits).all():
             raise InputError(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,8 @@ import numpy as np
 import yaml
 from jax.sharding import Mesh
 
-from r2m_jax.atomic import atomic_directory
+from r2m_jax.atomic import atomic_directory, disk_errors
 from r2m_jax.checkpoints import provenance
-from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.data.faces.crop_folders import common_framing
 from r2m_jax.data.index import index_file
 from r2m_jax.errors import InputError
@@ -28,8 +28,10 @@ from r2m_jax.evaluation.metrics import auc, video_auc
 from r2m_jax.evaluation.scores import sigmoid
 from r2m_jax.jobs.run_folder import RunFolder
 from r2m_jax.jobs.training_data import TrainingData, training_data
-from r2m_jax.jobs.training_model import Start, start
+from r2m_jax.jobs.training_lessons import ask
+from r2m_jax.jobs.training_model import start
 from r2m_jax.jobs.training_report import TrainingReport
+from r2m_jax.jobs.training_start import Start
 from r2m_jax.jobs.training_streams import Streams, streams
 from r2m_jax.models import Params
 from r2m_jax.parallel import data_mesh, is_first, replicate
@@ -43,14 +45,17 @@ from r2m_jax.training import (
     compiled,
     fit,
     init_state,
+    keep_zeros,
     lora,
+    supervised,
     train_step,
 )
 from r2m_jax.training.log import FILE as LOG
 from r2m_jax.training.log import RunLog
+from r2m_jax.training.pruned import zeros
 from r2m_jax.training.run_state import RunStates, load_params, save_params
 
-FREE = ("out", "window", "states", "fsdp", "data.workers", "validation.batch_size")
+FREE = ("out", "window", "states", "fsdp", "data.workers", "data.timeout", "validation.batch_size")
 """Keys that may change between the parts of an interrupted run: they change results by rounding at most."""
 
 
@@ -101,7 +106,7 @@ def train(recipe: TrainRecipe, *, reporter: Reporter, overwrite: bool = False) -
     begun = time.monotonic()
     data = training_data(recipe.data)
     begin = start(recipe)
-    with RunFolder(target, recipe, free=FREE, anew=overwrite) as folder:
+    with RunFolder(target, recipe, free=FREE, anew=overwrite) as folder, disk_errors(folder.path):
         run = _prepare(recipe, data, begin, reporter)
         params, validation, steps = _train(run, folder, reporter)
         if is_first():
@@ -123,13 +128,30 @@ def _prepare(recipe: TrainRecipe, data: TrainingData, begin: Start, reporter: Re
     flows = streams(recipe, data, begin, mesh, reporter)
     total = recipe.steps or len(flows.train)
     optimizer = build_optimizer(recipe.optimizer, total)
+    if recipe.model.keep_zeros:
+        optimizer = keep_zeros(optimizer)
+        reporter.say(f"{_zeros(begin):,} weights are zero in {begin.directory} and stay so")
     state = init_state(begin.params, optimizer, recipe.seed, begin.trainable, average=recipe.average is not None)
+    learning, teacher = begin.learning, begin.teacher if flows.asks else None
+    frozen = None if recipe.model.cache_features else begin.frozen
     step = train_step(
-        begin.logits, optimizer, flows.inputs, trainable=begin.trainable, average=recipe.average,
-        sharpness=Sharpness(**recipe.sam.model_dump()) if recipe.sam else None,
-        frozen=None if recipe.model.cache_features else begin.frozen,
+        learning.forward if learning else begin.logits, optimizer, flows.inputs, trainable=begin.trainable,
+        average=recipe.average, sharpness=Sharpness(**recipe.sam.model_dump()) if recipe.sam else None,
+        frozen=partial(ask, teacher=teacher) if teacher else frozen, loss=learning.loss if learning else supervised,
     )  # fmt: skip
-    return _Run(recipe, data, begin, flows, mesh, total, state, compiled(step, state, mesh))
+    advance = compiled(step, state, mesh)
+    if teacher:
+        # Given to every step: what a compiled function merely closes over becomes part of its program.
+        answering = replicate(mesh, teacher.params)
+        return _Run(recipe, data, begin, flows, mesh, total, state, lambda *given: advance(*given, answering))
+    return _Run(recipe, data, begin, flows, mesh, total, state, advance)
+
+
+def _zeros(begin: Start) -> int:
+    count = zeros({name: tree for name, tree in begin.params.items() if name != "statistics"})
+    if not count:
+        raise InputError(f"model.keep_zeros is set, but {begin.directory} has no weight that is zero; prune it first.")
+    return count
 
 
 def _train(run: _Run, folder: RunFolder, reporter: Reporter) -> tuple[Params, dict[str, float], int]:
@@ -219,7 +241,7 @@ def _write(run: _Run, params: Params, folder: Path, overwrite: bool, **facts: An
     framing = common_framing(record.path for record in run.data.train)
     made = provenance.record(
         recipe.kind,
-        inputs=provenance.input_hashes([*safetensors_files(begin.directory), index_file(recipe.data.index)]),
+        inputs=provenance.input_hashes([*begin.files, index_file(recipe.data.index)]),
         recipe=recipe.model_dump(mode="json"),
         seed=recipe.seed,
         name=recipe.name,

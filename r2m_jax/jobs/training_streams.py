@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from r2m_jax.checkpoints import provenance
-from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.data.augment.host import augment
 from r2m_jax.data.device import normalise
 from r2m_jax.data.pipeline import Decoding, FeatureBatches, RecordSource, batches, evaluation_batches
@@ -23,11 +22,13 @@ from r2m_jax.evaluation.inference import score_batches
 from r2m_jax.jobs.corit import given, pairs_for, without_landmarks
 from r2m_jax.jobs.features import default_cache, features_of
 from r2m_jax.jobs.training_data import TrainingData
-from r2m_jax.jobs.training_model import Start, policy
-from r2m_jax.models import Params
+from r2m_jax.jobs.training_lessons import TaughtBatches, answers_keep, answers_to
+from r2m_jax.jobs.training_model import policy
+from r2m_jax.jobs.training_start import Start
+from r2m_jax.models import Detector, Params
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes import TrainRecipe
-from r2m_jax.training import by_policy, feature_inputs, image_inputs, pair_inputs, unchanged
+from r2m_jax.training import by_policy, feature_inputs, image_inputs, lesson_inputs, pair_inputs, unchanged
 from r2m_jax.training.inputs import Inputs
 
 
@@ -56,11 +57,13 @@ class Streams:
         train: batches, of all passes.
         inputs: what the model sees of a batch.
         validate: fake-minus-real logit of every val record under some parameters; None without val.
+        asks: whether the teacher is asked in every step, of what ``inputs`` keeps for it.
     """
 
     train: Stream
     inputs: Inputs
     validate: Callable[[Params], Float[np.ndarray, " n"]] | None
+    asks: bool = False
 
 
 def streams(recipe: TrainRecipe, data: TrainingData, begin: Start, mesh: Mesh, reporter: Reporter) -> Streams:
@@ -74,8 +77,12 @@ def streams(recipe: TrainRecipe, data: TrainingData, begin: Start, mesh: Mesh, r
         "batch_size": recipe.batch_size, "seed": recipe.seed, "epochs": epochs, "sampling": recipe.data.sampling,
         "shard": (jax.process_index(), jax.process_count()),
     }  # fmt: skip
-    decoding = Decoding(begin.size, recipe.data.workers, exact=recipe.data.exact, on_corrupt=recipe.data.on_corrupt)
+    decoding = Decoding(
+        begin.size, recipe.data.workers, exact=recipe.data.exact, on_corrupt=recipe.data.on_corrupt,
+        timeout=recipe.data.timeout,
+    )  # fmt: skip
     if begin.corit is not None:
+        assert isinstance(begin.base, Detector)
         decoding = replace(decoding, prepare=pairs_for(begin.corit, begin.size, begin.base.config.patch_size))
         if said := without_landmarks(begin.corit, [*data.train, *data.val]):
             reporter.say(said)
@@ -84,14 +91,23 @@ def streams(recipe: TrainRecipe, data: TrainingData, begin: Start, mesh: Mesh, r
         validate = _on_features(begin, known["val"]) if data.val else None
         return Streams(FeatureBatches(data.train, known["train"], **order), feature_inputs, validate)
     chosen, on_host = policy(recipe.data), recipe.data.augment_on == "host"
+    asks = begin.teacher is not None and not answers_keep(recipe)
     if begin.corit is not None:
+        assert isinstance(begin.base, Detector)
         prepare = pairs_for(begin.corit, begin.size, begin.base.config.patch_size, chosen)
         varied, inputs = replace(decoding, prepare=prepare), pair_inputs(begin.mean, begin.std)
     else:
         varied = replace(decoding, transform=partial(augment, policy=chosen)) if on_host else decoding
-        inputs = image_inputs(begin.mean, begin.std, unchanged if on_host else by_policy(chosen))
-    train = batches(RecordSource(data.train), decoding=varied, **order)
-    return Streams(train, inputs, _on_images(recipe, data, begin, decoding, mesh) if data.val else None)
+        varying = unchanged if on_host else by_policy(chosen)
+        inputs = (
+            image_inputs(begin.mean, begin.std, varying)
+            if begin.learning is None
+            else lesson_inputs(begin.mean, begin.std, varying, pixels=asks)
+        )
+    train: Stream = batches(RecordSource(data.train), decoding=varied, **order)
+    if begin.teacher is not None and not asks:
+        train = TaughtBatches(train, answers_to(data.train, begin.teacher, recipe, reporter))
+    return Streams(train, inputs, _on_images(recipe, data, begin, decoding, mesh) if data.val else None, asks)
 
 
 def _on_images(
@@ -128,7 +144,8 @@ def _on_features(begin: Start, features: Float[np.ndarray, "n d"]) -> Callable[[
 def _features(
     recipe: TrainRecipe, data: TrainingData, begin: Start, decoding: Decoding, mesh: Mesh, reporter: Reporter
 ) -> dict[str, np.ndarray]:
-    weights = "+".join(provenance.sha256(path) for path in safetensors_files(begin.directory))
+    assert isinstance(begin.base, Detector)
+    weights = "+".join(provenance.sha256(path) for path in begin.files)
     return {
         split: features_of(
             records, begin.base.params["backbone"], begin.base.config, options=begin.base.options, mean=begin.mean,

@@ -38,6 +38,12 @@ def apply_detector(
     return logits
 
 
+def prepared(processor: Any, images: Image | Sequence[Image]) -> Float[np.ndarray, "batch h w 3"]:
+    """What transformers' image processor makes of PIL images, channels last: float32 ``[B, H, W, 3]``."""
+    batch = processor(images, return_tensors="np")["pixel_values"]
+    return np.ascontiguousarray(np.moveaxis(batch, 1, -1), dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class Detector:
     """Everything needed to score an image.
@@ -107,5 +113,4 @@ class Detector:
 
     def preprocess(self, images: Image | Sequence[Image]) -> Float[np.ndarray, "batch h w 3"]:
         """Resize, crop and normalise PIL images as the model was trained: float32 ``[B, H, W, 3]``."""
-        batch = self.processor(images, return_tensors="np")["pixel_values"]
-        return np.ascontiguousarray(np.moveaxis(batch, 1, -1), dtype=np.float32)
+        return prepared(self.processor, images)

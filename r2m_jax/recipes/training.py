@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from r2m_jax.models.convolutional.plan import Place, Plan, parse_plan, plan_named
 from r2m_jax.models.corit import CoritSettings
 from r2m_jax.training import OptimizerRecipe
+from r2m_jax.training.distillation import Likeness
 
 
 class _Section(BaseModel):
@@ -34,6 +36,7 @@ class DataRecipe(_Section):
         workers: decoding threads.
         exact: decode large JPEG images in full, instead of shrinking them in the decoder.
         on_corrupt: ``error`` stops at an unreadable image, ``skip`` replaces it and counts.
+        timeout: seconds to wait for a batch before the run ends and names what the workers hang at.
     """
 
     index: Path
@@ -52,11 +55,16 @@ class DataRecipe(_Section):
     workers: int = Field(2, ge=0)
     exact: bool = True
     on_corrupt: Literal["error", "skip"] = "error"
+    timeout: float = Field(600.0, gt=0)
 
     @field_validator("sets", "families", "methods", "domains", "compressions", mode="before")
     @classmethod
     def _one_is_a_list_of_one(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
+
+
+EVERYTHING = (".*",)
+"""Every leaf, as a pattern."""
 
 
 class LoraRecipe(_Section):
@@ -73,13 +81,60 @@ class LoraRecipe(_Section):
     targets: tuple[str, ...] = (r"backbone/layers/attn/(q|k|v|out)/kernel",)
 
 
+class AdapterRecipe(_Section):
+    """An adapter put into a trained convolutional network, of which it alone is trained.
+
+    Attributes:
+        place: ``first``, ``middle`` or ``last`` block, or the number of the one it follows.
+        residual: add what it computes to what comes in, so that nothing changes at first.
+        train_head: train the last linear layer too.
+    """
+
+    place: Place | Annotated[int, Field(ge=1)] = "last"
+    residual: bool = False
+    train_head: bool = False
+
+
+class DistillationRecipe(_Section):
+    """A teacher, and how much of what it says is learnt (:func:`r2m_jax.training.distillation.distilling`).
+
+    Attributes:
+        teacher: model directory of any kind that reads single images, of any input size.
+        temperature: of both softmaxes.
+        soft: weight of the teacher's probabilities.
+        hard: weight of the labels.
+        features: weight of the teacher's features, which the student's are mapped to linearly.
+        likeness: of features, ``mse`` or ``cosine``.
+    """
+
+    teacher: Path
+    temperature: float = Field(2.0, gt=0)
+    soft: float = Field(0.25, ge=0)
+    hard: float = Field(0.75, ge=0)
+    features: float = Field(0.0, ge=0)
+    likeness: Likeness = "mse"
+
+
+def _plan(value: Any) -> Any:
+    """One sentence for a plan that is none, in place of what it is not by each of the types it may have."""
+    if isinstance(value, str):
+        plan_named(value)
+    return parse_plan(value, "the plan") if isinstance(value, dict) else value
+
+
 class ModelRecipe(_Section):
     """What is trained.
 
     Attributes:
         base: model directory, or ``tiny`` for the one that ships.
+        student: a convolutional network to train from nothing, in place of a base: a name of
+            :data:`r2m_jax.models.convolutional.PLANS`, or a plan of your own.
         head: ``new`` draws one, ``keep`` goes on with the base's.
         trainable: regular expressions of whole leaf paths, e.g. ``[head/.*, backbone/.*norm.*]``.
+        last_blocks: train, in place of what ``trainable`` names, the last so many blocks of a convolutional network,
+            its hidden layers and its head.
+        adapter: put into a convolutional base and trained alone.
+        keep_zeros: kernel entries that are zero in the base stay so: a pruned base is fine-tuned.
         lora: adapters, trained beside what ``trainable`` names.
         corit: switches of a CoRIT detector (:class:`r2m_jax.models.corit.CoritSettings`), of which the head is trained.
         cache_features: compute the tower's output once and train the head on it; for a head alone, without
@@ -89,8 +144,12 @@ class ModelRecipe(_Section):
     """
 
     base: str = "tiny"
+    student: Annotated[str | Plan | None, BeforeValidator(_plan)] = None
     head: Literal["new", "keep"] = "new"
-    trainable: tuple[str, ...] = (".*",)
+    trainable: tuple[str, ...] = EVERYTHING
+    last_blocks: int | None = Field(None, ge=1)
+    adapter: AdapterRecipe | None = None
+    keep_zeros: bool = False
     lora: LoraRecipe | None = None
     corit: CoritSettings | None = None
     cache_features: bool = False
@@ -141,7 +200,8 @@ class TrainRecipe(_Section):
     """Everything that decides a training run.
 
     Attributes:
-        kind: what comes out: ``specialist`` of some families or methods, ``all_in_one``, ``linear_probe``, ``corit``.
+        kind: what comes out: ``specialist`` of some families or methods, ``all_in_one``, ``linear_probe``, ``corit``,
+            ``student``.
         name: of the model.
         out: model directory to make; ``{name}`` is replaced. While the run lasts, its log and states are in a folder
             of this name with ``.run`` at the end.
@@ -154,7 +214,7 @@ class TrainRecipe(_Section):
         window: steps between log lines.
     """
 
-    kind: Literal["specialist", "all_in_one", "linear_probe", "corit"] = "specialist"
+    kind: Literal["specialist", "all_in_one", "linear_probe", "corit", "student"] = "specialist"
     name: str = Field(min_length=1)
     out: str = "runs/{name}"
     seed: int = Field(1024, ge=0, lt=2**32)
@@ -165,6 +225,7 @@ class TrainRecipe(_Section):
     model: ModelRecipe = ModelRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     sam: SamRecipe | None = None
+    distillation: DistillationRecipe | None = None
     average: float | None = Field(None, gt=0, lt=1)
     validation: ValidationRecipe = ValidationRecipe()
     states: StatesRecipe = StatesRecipe()
@@ -191,9 +252,33 @@ class TrainRecipe(_Section):
                 raise ValueError("cached features train a head alone: set model.trainable=[head/.*] and no model.lora")
             if self.data.augment != "none":
                 raise ValueError("cached features cannot be augmented: set data.augment=none")
+        self._student_fits()
         if self.validation.every == 0 and (self.validation.select == "val" or self.validation.patience):
             raise ValueError("validation.every=0 leaves nothing to select by; set it, or select=last and no patience")
         return self
+
+    def _student_fits(self) -> None:
+        model, taught = self.model, self.distillation
+        chosen = model.trainable != EVERYTHING
+        if model.student is not None and (model.adapter or model.last_blocks or model.keep_zeros):
+            raise ValueError(
+                "model.student starts from nothing: give a trained network as model.base for adapter, last_blocks or "
+                "keep_zeros"
+            )
+        if chosen + (model.last_blocks is not None) + (model.adapter is not None) > 1:
+            raise ValueError("model.trainable, last_blocks and adapter each say what is trained: set one of them")
+        if model.adapter and model.head == "new" and not model.adapter.train_head:
+            raise ValueError(
+                "an adapter leaves the head as it is: set model.head=keep, or train a new one with "
+                "model.adapter.train_head=true"
+            )
+        if model.keep_zeros and (model.lora or self.sam):
+            raise ValueError("model.keep_zeros is lost under LoRA and SAM, which move every weight: set neither")
+        if taught is not None:
+            if model.corit is not None or model.cache_features:
+                raise ValueError("a student learns from images: set neither model.corit nor cache_features")
+            if not (taught.soft or taught.hard or taught.features):
+                raise ValueError("every weight of the distillation is 0: set soft, hard or features")
 
     @property
     def directory(self) -> Path:

@@ -86,7 +86,7 @@ class FineTuner:
         return optax.chain(
             optax.add_decayed_weights(chosen.weight_decay),
             optax.scale_by_adam(),
-            _warmup_cosine(chosen.learning_rate, steps),
+            clocked_cosine(chosen.learning_rate, steps),
         )
 
 
@@ -94,23 +94,28 @@ class _Clock(NamedTuple):
     done: Int[Array, ""]
     warmup: Int[Array, ""]
     total: Int[Array, ""]
+    peak: Float[Array, ""]
 
 
-def _warmup_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> optax.GradientTransformation:
-    """:func:`r2m_jax.training.warmup_cosine` as a transformation that keeps the number of steps in its state."""
+def clocked_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> optax.GradientTransformation:
+    """:func:`r2m_jax.training.warmup_cosine` as a transformation that keeps its peak and steps in its state.
+
+    A step compiled with one serves for any other.
+    """
     warmup = max(1, round(steps * warmup_share))
 
     def init(params: Any) -> _Clock:
-        return _Clock(*(jnp.asarray(n, jnp.int32) for n in (0, warmup, max(steps, warmup + 1))))
+        counts = (jnp.asarray(n, jnp.int32) for n in (0, warmup, max(steps, warmup + 1)))
+        return _Clock(*counts, jnp.asarray(peak, jnp.float32))
 
     def update(updates: Any, clock: _Clock, params: Any = None) -> tuple[Any, _Clock]:
-        rate = _rate(clock, peak)
+        rate = _rate(clock)
         return jax.tree.map(lambda leaf: -rate * leaf, updates), clock._replace(done=clock.done + 1)
 
     return optax.GradientTransformation(init, update)
 
 
-def _rate(clock: _Clock, peak: float) -> Float[Array, ""]:
+def _rate(clock: _Clock) -> Float[Array, ""]:
     rising = clock.done / clock.warmup
     share = jnp.clip((clock.done - clock.warmup) / (clock.total - clock.warmup), 0.0, 1.0)
-    return peak * jnp.where(clock.done < clock.warmup, rising, 0.5 * (1.0 + jnp.cos(jnp.pi * share)))
+    return clock.peak * jnp.where(clock.done < clock.warmup, rising, 0.5 * (1.0 + jnp.cos(jnp.pi * share)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,41 @@ def pair_inputs(mean: Sequence[float], std: Sequence[float]) -> Inputs:
     return inputs
 
 
-def feature_inputs(key: Key[Array, ""], batch: Any) -> Float[Array, "b d"]:
-    """Features computed before (``batch["feature"]``), as a linear probe trains on them."""
+class Lesson(NamedTuple):
+    """What a student is given.
+
+    Attributes:
+        images: normalised.
+        key: of its random choices.
+        pixels: the images a teacher sees, uint8; None without one, or once it has seen them.
+        taught: what the teacher says of them; None without one.
+    """
+
+    images: Float[Array, "b h w 3"]
+    key: Key[Array, ""]
+    pixels: UInt8[Array, "b h w 3"] | None = None
+    taught: Any = None
+
+
+def lesson_inputs(
+    mean: Sequence[float], std: Sequence[float], augment: Augment = random_flip, *, pixels: bool = False
+) -> Inputs:
+    """Images as of :func:`image_inputs` with a key, and what a teacher said of them (``batch["taught"]``) if any.
+
+    Args:
+        mean, std, augment: see there.
+        pixels: keep the augmented images for a teacher.
+    """
+
+    def inputs(key: Key[Array, ""], batch: Any) -> Lesson:
+        images = augment(key, batch["image"])
+        seen = normalise(images, mean, std)
+        # Another branch than that of the augmentation, which takes the key itself.
+        return Lesson(seen, jax.random.fold_in(key, 1), images if pixels else None, batch.get("taught"))
+
+    return inputs
+
+
+def feature_inputs(key: Key[Array, ""], batch: Any) -> Any:
+    """What was computed before (``batch["feature"]``), such as the features a linear probe trains on."""
     return jax.lax.stop_gradient(batch["feature"])

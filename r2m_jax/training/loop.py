@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from r2m_jax.errors import InputError
-from r2m_jax.parallel import any_process, batch_sharding, distribute, own_rows, shard_batch, shardings
+from r2m_jax.parallel import any_process, batch_sharding, distribute, meet, own_rows, shard_batch, shardings
 from r2m_jax.training.step import Metrics, TrainState
 
 
@@ -144,12 +144,30 @@ def fit(
 
 
 def compiled(
-    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]], state: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    step: Callable[..., tuple[TrainState, Metrics]], state: TrainState, mesh: Mesh
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """A step compiled for a mesh, with its state donated and kept where :func:`r2m_jax.parallel.shardings` puts it."""
     one = NamedSharding(mesh, PartitionSpec())
     metrics: Any = (one, one, one, batch_sharding(mesh))
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings(mesh, state), Metrics(*metrics)))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(mesh, state), Metrics(*metrics)))
+    return jitted if jax.process_count() == 1 else _begun_together(jitted)
+
+
+def _begun_together(jitted: Any) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A step of several processes that none of them begins before all have compiled it.
+
+    Collectives on CPUs give up after half a minute, which is less than compile times drift apart on a busy machine.
+    """
+    programs: list[Any] = []
+
+    def step(*given: Any) -> tuple[TrainState, Metrics]:
+        if not programs:
+            programs.append(jitted.lower(*given).compile())
+            meet()
+        made: tuple[TrainState, Metrics] = programs[0](*given)
+        return made
+
+    return step
 
 
 def _fetch(first: int, pending: Sequence[tuple[Metrics, Any]]) -> Window:

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from r2m_jax.errors import InputError
 from r2m_jax.models import Params
 from r2m_jax.trees import flatten, unflatten
 
+Result = TypeVar("Result")
 PREFIX = "lora"
 
 
@@ -62,8 +63,6 @@ def fold(params: Params, alpha: float) -> Params:
     return unflatten(plain)
 
 
-def adapted(
-    logits: Callable[[Params, Any], Float[Array, "b 2"]], alpha: float
-) -> Callable[[Params, Any], Float[Array, "b 2"]]:
-    """``logits`` for parameters with adapters."""
-    return lambda params, inputs: logits(fold(params, alpha), inputs)
+def adapted(function: Callable[[Params, Any], Result], alpha: float) -> Callable[[Params, Any], Result]:
+    """A function of a detector's parameters, e.g. its logits, for parameters with adapters."""
+    return lambda params, inputs: function(fold(params, alpha), inputs)

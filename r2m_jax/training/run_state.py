@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
+from r2m_jax.checkpoints.sharded import quiet, save_sharded
 from r2m_jax.errors import InputError
 from r2m_jax.parallel import shardings
 from r2m_jax.training.step import TrainState
@@ -44,6 +44,8 @@ class RunStates:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and jax.process_count() > 1:
+            return  # the others may never come to where a save waits for them
         try:
             self.wait()
         except InputError:
@@ -73,7 +75,7 @@ class RunStates:
         if step == self.latest:
             return
         try:
-            with _quiet():
+            with quiet():
                 self._pending = self._checkpointer.save_async(step, _storable(state), custom_metadata=notes, force=True)
         except OSError as error:
             raise self._unwritable(error) from None
@@ -105,7 +107,7 @@ class RunStates:
         if found is None:
             raise InputError(f"{self._folder} holds no saved state.")
         wanted = jax.eval_shape(_storable, like)
-        with _quiet():
+        with quiet():
             described = self._checkpointer.metadata(found.step)
         # Orbax would read leaves of another shape as far as they go.
         stored_shapes, shapes = (
@@ -123,7 +125,7 @@ class RunStates:
             wanted,
             shardings(mesh, wanted),
         )
-        with _quiet():
+        with quiet():
             stored = self._checkpointer.load(found.step, target)
         return _restored(stored, like), dict(described.custom_metadata or {})
 
@@ -155,23 +157,13 @@ def _restored(stored: dict[str, Any], like: TrainState) -> TrainState:
     return TrainState(stored["step"], stored["params"], optimizer, key, stored["average"])
 
 
-class _quiet(warnings.catch_warnings):
-    """Orbax's own deprecations are not the user's to mend."""
-
-    def __enter__(self) -> Any:
-        found = super().__enter__()
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return found
-
-
 def save_params(folder: Path, params: Any) -> None:
     """Keep parameters (the best of a run so far) in place of those kept before."""
-    with _quiet():
-        ocp.save(Path(folder).absolute(), params, overwrite=True)
+    save_sharded(folder, params, overwrite=True)
 
 
 def load_params(folder: Path, like: Any) -> Any:
     """What :func:`save_params` kept, as NumPy arrays."""
     target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    with _quiet():
+    with quiet():
         return ocp.load(Path(folder).absolute(), target)

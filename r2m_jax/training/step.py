@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from r2m_jax.models import Params
 from r2m_jax.training.inputs import Inputs, feature_inputs
-from r2m_jax.training.objectives import cross_entropy
+from r2m_jax.training.objectives import Loss, Output, supervised
 from r2m_jax.training.sam import Sharpness, sharpness_aware
 from r2m_jax.training.trainable import Trainable, everything, join, split
 from r2m_jax.trees import flatten, unflatten
@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: batches seen.
-        params: ``{"backbone", "head"}``, float32.
+        params: ``{"backbone", "head"}``, float32, and what else a model has.
         optimizer: optax state.
         key: root of all random choices; a step uses ``fold_in(key, step)``.
         average: exponential moving average of the trained leaves by path; empty when none is kept.
@@ -79,19 +79,21 @@ def init_state(
 
 
 def train_step(
-    logits: Callable[[Params, Any], Float[Array, "b 2"]],
+    logits: Callable[[Params, Any], Float[Array, "b 2"] | Output],
     optimizer: optax.GradientTransformation,
     inputs: Inputs,
     *,
     trainable: Trainable = everything,
     sharpness: Sharpness | None = None,
     average: float | None = None,
-    frozen: Callable[[Params, Any], Array] | None = None,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+    frozen: Callable[[Params, Any], Any] | None = None,
+    loss: Loss = supervised,
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Build ``step(state, batch) -> (state, metrics)``.
 
     Args:
-        logits: the detector, ``logits(params, inputs)``.
+        logits: the detector, ``logits(params, inputs)``: logits, or an :class:`~r2m_jax.training.objectives.Output`
+            with leaves of the parameters that change without a gradient, which must not be trainable.
         optimizer: optax transformation over the trainable leaves, a dict from path to leaf.
         inputs: what the detector is given of a batch, e.g. :func:`r2m_jax.training.inputs.image_inputs`.
         trainable: which leaves are trained, the same as in :func:`init_state`; gradients of others are not computed.
@@ -101,27 +103,33 @@ def train_step(
             forgotten (TensorFlow's ``ExponentialMovingAverage(num_updates=…)``).
         frozen: what comes before ``logits`` and is not trained, ``frozen(params, inputs)``; ``logits`` is given its
             result in place of the inputs. It is computed once a step, though SAM asks for logits twice.
+        loss: what is minimised, of the output, what ``logits`` was given, and the labels.
 
     Returns:
-        A pure function for ``jax.jit(step, donate_argnums=0)``; ``batch`` is a dict with ``label`` [b].
+        A pure function for ``jax.jit(step, donate_argnums=0)``; ``batch`` is a dict with ``label`` [b]. A third
+        argument is what ``frozen`` is given in place of the state's parameters, such as those of a teacher.
     """
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Any, beside: Params | None = None) -> tuple[TrainState, Metrics]:
         moving, still = split(state.params, trainable)
         key = jax.random.fold_in(state.key, state.step)
         given = inputs
         if frozen is not None:
-            batch = {"feature": frozen(state.params, inputs(key, batch)), "label": batch["label"]}
+            known = state.params if beside is None else beside
+            batch = {"feature": frozen(known, inputs(key, batch)), "label": batch["label"]}
             given = feature_inputs
 
-        def loss_fn(moving: Params, batch: Any, key: Key[Array, ""]) -> tuple[Array, Array]:
-            predicted = logits(join(moving, still), given(key, batch))
-            return cross_entropy(predicted, batch["label"]), predicted[:, 1] - predicted[:, 0]
+        def loss_fn(moving: Params, batch: Any, key: Key[Array, ""]) -> tuple[Array, tuple[Array, dict[str, Array]]]:
+            seen = given(key, batch)
+            made = logits(join(moving, still), seen)
+            if not isinstance(made, Output):
+                made = Output(made)
+            return loss(made, seen, batch["label"]), (made.logits[:, 1] - made.logits[:, 0], made.changed)
 
         gradient = jax.value_and_grad(loss_fn, has_aux=True)
         if sharpness is not None:
             gradient = sharpness_aware(gradient, sharpness)
-        (loss, margin), grads = gradient(moving, batch, key)
+        (value, (margin, changed)), grads = gradient(moving, batch, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, moving)
         moving = optax.apply_updates(moving, updates)
         kept = state.average
@@ -129,7 +137,7 @@ def train_step(
             decay = jnp.minimum(average, (1 + state.step) / (10 + state.step))
             kept = optax.incremental_update(moving, kept, 1 - decay)
         accuracy = ((margin > 0) == batch["label"]).mean()
-        metrics = Metrics(loss, accuracy, optax.tree.norm(grads), margin)
-        return TrainState(state.step + 1, join(moving, still), optimizer_state, state.key, kept), metrics
+        metrics = Metrics(value, accuracy, optax.tree.norm(grads), margin)
+        return TrainState(state.step + 1, join(moving, still | changed), optimizer_state, state.key, kept), metrics
 
     return step

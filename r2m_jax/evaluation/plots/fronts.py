@@ -1,4 +1,4 @@
-"""The trade between retention and transfer."""
+"""The trade between two numbers of models: retention and transfer, size and score."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from r2m_jax.errors import InputError
 from r2m_jax.evaluation.plots.canvas import (
     SMALL,
     SOFT,
@@ -33,6 +34,7 @@ def pareto(
     *,
     title: str,
     labels: tuple[str, str] = ("mean DROP (lower is better)", "mean GAIN (higher is better)"),
+    log_x: bool = False,
 ) -> Figure:
     """Loss on the seen against gain on the unseen, one point per model (R²M Fig. 5); an SVG element.
 
@@ -44,21 +46,37 @@ def pareto(
         gains: vertical, larger is better.
         title: above the figure, and the picture's text for screen readers.
         labels: of the axes.
+        log_x: a logarithmic horizontal axis, for sizes and times.
 
     Raises:
-        InputError: the shapes do not fit, or a number is NaN or infinite.
+        InputError: the shapes do not fit, a number is NaN or infinite, or one on a logarithmic axis is not positive.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     x = checked(drops, "drops", shape=(len(names),))
     y = checked(gains, "gains", shape=(len(names),))
+    if log_x and (x <= 0).any():
+        raise InputError(
+            f"{labels[0]} of {names[int(np.argmin(x))]} is {x.min():g}; a logarithmic axis takes none of it."
+        )
     front = non_dominated(x, y)
     figure, axes = new_figure(5.8, 4.9)
-    (left, right), (bottom, top) = limits([x], None, None), limits([y], None, None)
-    wide, tall = 0.12 * (right - left), 0.06 * (top - bottom)
-    axes.set(xlim=(left - wide, right + wide), ylim=(bottom - tall, top + tall), xlabel=labels[0], ylabel=labels[1])
+    bottom, top = limits([y], None, None)
+    tall = 0.06 * (top - bottom)
+    if log_x:
+        left, right = x.min() * (x.min() / x.max()) ** 0.15 / 1.3, x.max() * (x.max() / x.min()) ** 0.15 * 1.3
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        left, right = limits([x], None, None)
+        left, right = left - 0.12 * (right - left), right + 0.12 * (right - left)
+    axes.set(xlim=(left, right), ylim=(bottom - tall, top + tall), xlabel=labels[0], ylabel=labels[1])
     axes.grid()
     order = np.flatnonzero(front)[np.lexsort((y[front], x[front]))]
     # What the front dominates lies to the right of it and below.
-    steps_x = np.concatenate([x[order], [right + wide]])
+    steps_x = np.concatenate([x[order], [right]])
     steps_y = np.concatenate([y[order], y[order][-1:]])
     axes.step(steps_x, steps_y, where="post", color=SOFT, lw=1.2, ls=(0, (4, 2)), zorder=1)
     for index, name in enumerate(names):

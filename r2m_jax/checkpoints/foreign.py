@@ -1,9 +1,11 @@
-"""Foreign layouts of a CLIP detector brought to one: tower, head, projection, under Hugging Face names.
+"""Foreign layouts of a detector brought to one: tower, head, projection, under Hugging Face names.
 
 Known layouts, told apart by the names they cannot do without:
 
 - Hugging Face towers under any prefix: ``vision_model.`` (hub), none (transformers ≥ 5.6), ``backbone.``
   (DeepfakeBench and DF40 ``.pth``, with ``head.weight [2, d]``);
+- Hugging Face ViTs under any prefix: ``vit.`` or none, ``encoder.layer.N.attention.attention.query`` … (files) or
+  ``layers.N.attention.q_proj`` … (modules of transformers ≥ 5);
 - OpenAI CLIP and OpenCLIP: ``visual.conv1.weight`` …, attention fused as ``in_proj_weight [3d, d]``;
 - UniversalFakeDetect's ``fc`` file: nothing but ``weight [1, k]`` and ``bias [1]``, on CLIP's projected embedding
   (https://github.com/WisconsinAIVision/UniversalFakeDetect, ``pretrained_weights/fc_weights.pth``).
@@ -18,11 +20,12 @@ from functools import partial
 
 import numpy as np
 
-from r2m_jax.checkpoints.names import without_prefix
+from r2m_jax.checkpoints.names import tower_name, without_prefix
 from r2m_jax.checkpoints.tensors import LazyTensor
 from r2m_jax.errors import InputError
 
 _HF_LANDMARK = "embeddings.class_embedding"
+_VIT_LANDMARK = "embeddings.cls_token"
 _OPENAI_LANDMARK = "conv1.weight"
 _FC_NAMES = {"weight", "bias"}
 
@@ -41,7 +44,7 @@ class Parts:
     """A checkpoint's tensors by what they are.
 
     Attributes:
-        layout: ``huggingface``, ``deepfakebench``, ``openai`` or ``universal_fake_detect``.
+        layout: ``huggingface``, ``deepfakebench``, ``vit``, ``openai`` or ``universal_fake_detect``.
         tower: under Hugging Face names without prefix; empty for a file that holds only a head.
         head: ``head.weight`` and ``head.bias``, or empty.
         projection: ``[k, d]``, pooled output to joint embedding, if present.
@@ -77,11 +80,13 @@ def recognise(tensors: Mapping[str, LazyTensor], what: str) -> Parts:
         return parts
     if any(name.endswith(_HF_LANDMARK) for name in tensors):
         return _huggingface(tensors)
+    if any(name.endswith(_VIT_LANDMARK) for name in tensors):
+        return _vit(tensors)
     if any(name.endswith(_OPENAI_LANDMARK) for name in tensors):
         return _openai(tensors)
     raise InputError(
-        f"{what} holds no CLIP vision tower ({len(tensors)} tensors, e.g. {min(tensors, default='none')}); known are "
-        "Hugging Face, OpenAI/OpenCLIP, DeepfakeBench/DF40 and UniversalFakeDetect checkpoints."
+        f"{what} holds no CLIP vision tower and no ViT ({len(tensors)} tensors, e.g. {min(tensors, default='none')}); "
+        "known are Hugging Face CLIP and ViT, OpenAI/OpenCLIP, DeepfakeBench/DF40 and UniversalFakeDetect checkpoints."
     )
 
 
@@ -103,6 +108,27 @@ def _huggingface(tensors: Mapping[str, LazyTensor]) -> Parts:
 
 
 _HF_TOWER = {"embeddings", "pre_layrnorm", "encoder", "post_layernorm"}
+
+
+def _vit(tensors: Mapping[str, LazyTensor]) -> Parts:
+    _, stripped = without_prefix(tensors, _VIT_LANDMARK)
+    parts = Parts("vit")
+    for name, tensor in tensors.items():
+        inner = stripped(name)
+        ours = None if inner is None else tower_name(inner)
+        if re.fullmatch(r"(.*\.)?(pooler\..*|embeddings\.mask_token)", name):
+            parts.left_out[name] = "of the task it was pretrained on"
+        elif name.startswith("classifier.") and tensor.shape[0] not in (1, 2):
+            parts.left_out[name] = f"classifier of {tensor.shape[0]} classes"
+        elif not _head_or_left_out(parts, name, tensor):
+            if ours is not None and ours.split(".")[0] in _VIT_TOWER:
+                _put(parts, ours, tensor, name)
+            else:
+                parts.unmatched.append(name)
+    return parts
+
+
+_VIT_TOWER = {"embeddings", "layers", "layernorm"}
 
 
 def _head_or_left_out(parts: Parts, name: str, tensor: LazyTensor) -> bool:

@@ -24,6 +24,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # DeepfakeBench and DF40 train with mean = std = 0.5 (their detector yaml, keys `mean` and `std`).
 HALF = (0.5, 0.5, 0.5)
+# 0…1 as it is.
+BLACK, UNIT = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def image_processor(

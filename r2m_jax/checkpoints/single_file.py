@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ def describe(config: Any, processor: Any, inputs: list[dict[str, Any]]) -> dict[
     """What a file must say besides its tensors, as JSON values.
 
     Args:
-        config: transformers' ``CLIPVisionConfig``.
+        config: of transformers, or a dataclass of its own.
         processor: transformers' ``CLIPImageProcessorPil``.
         inputs: of :func:`r2m_jax.checkpoints.provenance.input_hashes`.
     """
     return {
-        "config": config.to_dict(),
+        "config": config.to_dict() if hasattr(config, "to_dict") else asdict(config),
         "preprocessing": preprocessing.processor_settings(processor),
         "classes": list(CLASSES),
         "inputs": inputs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from rich.markup import escape
 
 from r2m_jax.checkpoints import load_detector
 from r2m_jax.checkpoints.directory import dtype_summary
-from r2m_jax.models import Detector, preset_name
+from r2m_jax.jobs import kinds
+from r2m_jax.jobs.kinds import Ready
+from r2m_jax.models import Params
+from r2m_jax.models.convolutional import trained_parameters
 from r2m_jax.trees import count_parameters, flatten, same_structure
 
 
@@ -38,43 +41,46 @@ def describe(model: Path, base: Path | None = None) -> dict[str, Any]:
     Raises:
         InputError: the model or the base cannot be loaded, or they differ in structure.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a missing head is one of the facts below
-        detector = load_detector(model, dtype=None)
-    config, made = detector.config, detector.provenance
-    head = np.asarray(detector.params["head"]["kernel"], np.float32)
+    ready = kinds.describe(model, dtype=None).load()
+    made = ready.provenance
     facts: dict[str, Any] = {
         "model": str(model),
-        "architecture": preset_name(config) or "custom CLIP ViT",
-        "sizes": {
-            "width": config.hidden_size,
-            "layers": config.num_hidden_layers,
-            "heads": config.num_attention_heads,
-            "mlp": config.intermediate_size,
-            "image": config.image_size,
-            "patch": config.patch_size,
-        },
-        "activation": config.hidden_act,
-        "parameters": f"{count_parameters(detector.params):,} ({dtype_summary(detector.params)})",
-        "head": f"norm {np.linalg.norm(head):.4g}" if head.any() else "zero: p(fake) = 0.5 of every image",
+        **ready.facts,
+        "parameters": f"{count_parameters(trained_parameters(ready.params)):,} ({dtype_summary(ready.params)})",
+        "head": _head(ready),
         "normalisation": {
-            "mean": [round(float(v), 4) for v in detector.processor.image_mean],
-            "std": [round(float(v), 4) for v in detector.processor.image_std],
+            "mean": [round(float(v), 4) for v in ready.processor.image_mean],
+            "std": [round(float(v), 4) for v in ready.processor.image_std],
         },
         "kind": made.get("kind", "no r2m.json: provenance unknown"),
+        **({"compressed": _compressed(made["compression"])} if made.get("compression") else {}),
         "created": made.get("created", "unknown"),
         "inputs": [f"{item['path']} sha256 {item['sha256'][:12]}" for item in made.get("inputs", [])],
         "seed": made.get("seed"),
         "versions": made.get("versions", {}),
     }
-    return facts | ({"task vector": task_vector_norms(detector, base)} if base else {})
+    return facts | ({"task vector": task_vector_norms(ready.params, base)} if base else {})
 
 
-def task_vector_norms(detector: Detector, base: Path) -> dict[str, str]:
+def _compressed(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `r2m compress` did, one after the other."""
+    return [
+        f"{step['recipe']['method']}, {step['report']['times_less']['bytes']:.2f} times fewer bytes" for step in steps
+    ]
+
+
+def _head(ready: Ready) -> str:
+    if not ready.trained:
+        return "zero: p(fake) = 0.5 of every image"
+    kernel = ready.params.get("head", {}).get("kernel")
+    return "trained" if kernel is None else f"norm {np.linalg.norm(_float64(kernel)):.4g}"
+
+
+def task_vector_norms(params: Params, base: Path) -> dict[str, str]:
     """Norm of θ - θ₀ over the backbone, absolute and relative to θ₀, and the groups that moved most."""
     origin = load_detector(base).params["backbone"]
-    same_structure(origin, detector.params["backbone"], "the model, compared with the base,")
-    start, end = flatten(origin), flatten(detector.params["backbone"])
+    same_structure(origin, params["backbone"], "the model, compared with the base,")
+    start, end = flatten(origin), flatten(params["backbone"])
     moved = {path: float(np.linalg.norm(_float64(end[path]) - _float64(start[path]))) for path in start}
     total = float(np.linalg.norm(list(moved.values())))
     size = float(np.linalg.norm([np.linalg.norm(_float64(leaf)) for leaf in start.values()]))

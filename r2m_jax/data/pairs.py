@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from r2m_jax.data.augment import Policy, host
@@ -60,14 +61,22 @@ class Pairs:
             "foreground": (((self.size // self.patch) ** 2,), np.float32),
         }
 
-    def __call__(self, picture: Image.Image, record: Record, rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(
+        self,
+        picture: Image.Image,
+        record: Record,
+        rng: np.random.Generator,
+        landmarks: Float[np.ndarray, "k 2"] | None = None,
+    ) -> dict[str, Any]:
         """Arrays of one image; random choices from ``rng`` alone.
+
+        ``landmarks`` in pixels of the picture, where they are known, go before those that the record names.
 
         Raises:
             InputError: its landmarks are needed and missing, or cannot be read.
         """
         image = resize_and_crop(picture, self.size)
-        points = self._points(picture, record)
+        points = self._points(picture, record, landmarks)
         if self.policy is not None:
             draws = host.draw(rng, self.policy)
             image = host.apply(image, draws, self.policy.jpeg_subsampling)
@@ -79,11 +88,12 @@ class Pairs:
         streams = [image, *(self._blended(image, inside, rng) for _ in range(self.blends))]
         return {"image": np.stack(streams), "foreground": patch_shares(inside, self.patch)}
 
-    def _points(self, picture: Image.Image, record: Record) -> np.ndarray | None:
+    def _points(self, picture: Image.Image, record: Record, known: np.ndarray | None) -> np.ndarray | None:
         if self.foreground not in ("face", "landmarks"):
             return None
-        if record.landmarks:
-            return after_resizing(read_landmarks(record.landmarks), picture.size, self.size)
+        if known is not None or record.landmarks:
+            points = read_landmarks(record.landmarks) if known is None else known
+            return after_resizing(points, picture.size, self.size)
         if self.foreground == "landmarks":
             raise InputError(
                 f"{record.path} has no landmarks in the index; find them with `r2m data crop`, or use the region rule "
@@ -95,3 +105,9 @@ class Pairs:
         self, image: UInt8[np.ndarray, "h w 3"], inside: Bool[np.ndarray, "h w"], rng: np.random.Generator
     ) -> UInt8[np.ndarray, "h w 3"]:
         return self_blend_inside(image, inside, rng)[1] if self.drawn else canonical_self_blend(image, inside)
+
+
+def by_content(picture: Image.Image) -> np.random.Generator:
+    """Random choices that are the same for the same pixels, wherever the picture is from."""
+    digest = hashlib.blake2b(np.asarray(picture).tobytes(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest))

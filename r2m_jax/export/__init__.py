@@ -1,8 +1,8 @@
 """Detectors as artifacts that run without this package: StableHLO and ONNX programs, and the check they must pass."""
 
-from r2m_jax.export.check import Difference, check_images, compare
+from r2m_jax.export.check import Difference, check_images, compare, rows
 from r2m_jax.export.onnx import open_onnx, write_onnx
-from r2m_jax.export.program import Run, image_spec, scoring, unrolled_detector
+from r2m_jax.export.program import Run, input_specs, scoring
 from r2m_jax.export.stablehlo import PLATFORMS, open_stablehlo, write_stablehlo
 
 __all__ = [
@@ -11,11 +11,11 @@ __all__ = [
     "Run",
     "check_images",
     "compare",
-    "image_spec",
+    "input_specs",
     "open_onnx",
     "open_stablehlo",
+    "rows",
     "scoring",
-    "unrolled_detector",
     "write_onnx",
     "write_stablehlo",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +55,21 @@ def check_images(size: int) -> UInt8[np.ndarray, "n size size 3"]:
     return np.stack([*photographs, *made])
 
 
+def rows(inputs: Sequence[np.ndarray], first: int, last: int, size: int) -> list[np.ndarray]:
+    """Rows ``first`` to ``last`` of every array, the last of them repeated until there are ``size``."""
+    return [
+        np.concatenate([a[first:last], np.repeat(a[last - 1 : last], size - (last - first), axis=0)]) for a in inputs
+    ]
+
+
 def compare(
-    run: Run, images: np.ndarray, expected: Float[np.ndarray, " n"], *, batch: int | None
+    run: Run, inputs: Sequence[np.ndarray], expected: Float[np.ndarray, " n"], *, batch: int | None
 ) -> Iterator[Difference]:
-    """Run an artifact on images, batch by batch, and yield the largest differences so far.
+    """Run an artifact on images and what belongs to them, batch by batch, and yield the largest differences so far.
 
     Args:
         run: the artifact, loaded back.
-        images: what it takes, ``[n, h, w, 3]``.
+        inputs: what it takes, ``[n, …]`` each.
         expected: the model's logits.
         batch: images the artifact takes at a time; None where it takes any number, of which several are tried.
 
@@ -70,13 +77,11 @@ def compare(
         InputError: a score is NaN or infinite, or the artifact gives another number of scores than images.
     """
     probability = logit = 0.0
-    for first, last in _groups(len(images), batch):
-        part, wanted = images[first:last], expected[first:last].astype(np.float64)
-        missing = (batch or len(part)) - len(part)
-        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-        got = [values[: len(part)].astype(np.float64) for values in run(filled)]
+    for first, last in _groups(len(expected), batch):
+        count, wanted = last - first, expected[first:last].astype(np.float64)
+        got = [values[:count].astype(np.float64) for values in run(*rows(inputs, first, last, batch or count))]
         if any(values.shape != wanted.shape for values in got):
-            raise InputError(f"the artifact gives scores of shape {got[0].shape} for {len(part)} images.")
+            raise InputError(f"the artifact gives scores of shape {got[0].shape} for {count} images.")
         if not all(np.isfinite(values).all() for values in got):
             raise InputError("the artifact gives scores that are NaN or infinite; choose --dtype float32.")
         probability = max(probability, float(np.abs(got[0] - expit(wanted)).max()))

@@ -31,22 +31,22 @@ _SMALL = 64
 def write_onnx(
     path: Path,
     function: Callable[..., Any],
-    images: jax.ShapeDtypeStruct,
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
     *,
     dtype: str = "float32",
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``function`` of ``images`` as a graph with input ``images``, outputs ``probability`` and ``logit``.
+    """Write ``function`` of ``inputs``, in their order, as a graph with outputs ``probability`` and ``logit``.
 
     Args:
         path: the file to make.
         function: of :func:`r2m_jax.export.program.scoring`, on an unrolled detector computing in float32.
-        images: of :func:`r2m_jax.export.program.image_spec`.
+        inputs: of :func:`r2m_jax.export.program.input_specs`; their names are the graph's.
         dtype: of the parameters in the file; values it holds exactly are stored in it.
         metadata: JSON values, kept in the graph's metadata under ``r2m``.
 
     Raises:
-        InputError: jax2onnx or ONNX are not installed.
+        InputError: jax2onnx or ONNX are not installed, or the function has an operation that ONNX lacks.
     """
     try:
         with _quiet():
@@ -54,15 +54,19 @@ def write_onnx(
             from jax2onnx import to_onnx
     except ImportError:
         raise InputError(_MISSING) from None
-    with _quiet():
-        model = to_onnx(
-            function,
-            [images],
-            model_name="r2m_jax",
-            opset=OPSET,
-            input_names=["images"],
-            output_names=["probability", "logit"],
-        )
+    try:
+        with _quiet():
+            model = to_onnx(
+                function,
+                list(inputs.values()),
+                model_name="r2m_jax",
+                opset=OPSET,
+                input_names=list(inputs),
+                output_names=["probability", "logit"],
+            )
+    except NotImplementedError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"ONNX has no operation for a part of this model ({reason}); choose stablehlo.") from None
     if dtype != "float32":
         _store_in(model, np.dtype(dtype))
     onnx.helper.set_model_props(model, {"r2m": json.dumps(metadata or {})})
@@ -84,8 +88,10 @@ def open_onnx(path: Path) -> Run:
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        probability, logit = session.run(["probability", "logit"], {"images": images})
+    names = [taken.name for taken in session.get_inputs()]
+
+    def run(*inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        probability, logit = session.run(["probability", "logit"], dict(zip(names, inputs, strict=True)))
         return probability, logit
 
     return run

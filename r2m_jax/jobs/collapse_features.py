@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from r2m_jax.data.records import Record, select
 from r2m_jax.data.selection import evenly
 from r2m_jax.errors import InputError
 from r2m_jax.evaluation.collapse import ProbeData
-from r2m_jax.jobs.scoring import square_input
+from r2m_jax.jobs.kinds import square_input
 from r2m_jax.models import Detector, Params, apply_tower
 from r2m_jax.parallel import available_cores, data_mesh, replicate, shard_batch
 from r2m_jax.progress import Reporter
@@ -72,7 +73,13 @@ def choose(data: CollapseData) -> tuple[list[Record], list[Record], tuple[str, .
         InputError: a split lacks real images or a family, or the limit leaves fewer than four images of each.
     """
     index = index_file(data.index)
-    records = read_index(index)
+    return divide(read_index(index), data, index)
+
+
+def divide(
+    records: Sequence[Record], data: CollapseData, index: Path
+) -> tuple[list[Record], list[Record], tuple[str, ...]]:
+    """:func:`choose` from records of ``index`` that were read already."""
     known = sorted({record.family for record in records if record.label == 1})
     names = tuple(data.families or known)
     if not names or "" in names:

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,32 +14,38 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 from r2m_jax.atomic import atomic_directory, atomic_file
-from r2m_jax.checkpoints import load_detector, preprocessing, provenance
+from r2m_jax.checkpoints import preprocessing, provenance
 from r2m_jax.checkpoints.directory import CONFIG_FILE, cast
-from r2m_jax.checkpoints.names import PREFIX, assemble
-from r2m_jax.checkpoints.single_file import CLASSES, describe, read_description, write_single_file
+from r2m_jax.checkpoints.names import assemble, tower_name
+from r2m_jax.checkpoints.single_file import CLASSES, read_description, write_single_file
+from r2m_jax.checkpoints.single_file import describe as description
 from r2m_jax.checkpoints.tensors import open_safetensors, safetensors_files
 from r2m_jax.data.device import normalise
 from r2m_jax.data.images import image_files, load_images
+from r2m_jax.data.pairs import by_content
+from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
-from r2m_jax.evaluation import score
 from r2m_jax.export import (
     PLATFORMS,
     Difference,
     Run,
     check_images,
     compare,
-    image_spec,
+    input_specs,
     open_onnx,
     open_stablehlo,
+    rows,
     scoring,
-    unrolled_detector,
     write_onnx,
     write_stablehlo,
 )
-from r2m_jax.models import Detector, TowerOptions, apply_detector, parameter_shapes
+from r2m_jax.export.quantised import TOLERANCE as INT8_TOLERANCE
+from r2m_jax.export.quantised import Times, quantise_onnx, refuse_int8
+from r2m_jax.jobs.kinds import Described, Ready, describe, forward, plain
+from r2m_jax.models import TowerOptions, apply_detector, parameter_shapes
 from r2m_jax.progress import Reporter
 from r2m_jax.trees import count_parameters
 
@@ -50,6 +56,8 @@ TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 
 _LARGEST = 2 * 10**9
 """Bytes of parameters a program may hold: protocol buffers (ONNX) and FlatBuffers (StableHLO) end at 2 GiB."""
+
+_AT_ONCE = 16  # images that the model itself scores together for the check
 
 _NO_TFLITE = (
     "tflite is not written: its maintained converter, litert-torch, takes PyTorch models only and brings gigabytes of "
@@ -68,6 +76,7 @@ class Exported:
         difference: between it and the model.
         tolerance: what the probabilities were held to.
         seconds: to write the artifact, and to load and check it.
+        times: how long an int8 graph and the float32 one take; None without int8.
     """
 
     artifact: Path
@@ -76,6 +85,7 @@ class Exported:
     difference: Difference
     tolerance: float
     seconds: tuple[float, float]
+    times: Times | None = None
 
 
 def export(
@@ -87,6 +97,7 @@ def export(
     batch: int | None = None,
     normalised: bool = False,
     check: Path | None = None,
+    int8: str | None = None,
     overwrite: bool = False,
     reporter: Reporter,
 ) -> Exported:
@@ -102,6 +113,7 @@ def export(
         batch: images a program takes at a time; None leaves it open.
         normalised: a program takes normalised float32 images instead of uint8 ones.
         check: folder of images to compare on; sixteen built-in ones when omitted.
+        int8: ``dynamic`` or ``static`` make an int8 graph of the float32 one, which is held to its own tolerance.
         overwrite: replace an existing artifact.
         reporter: told of progress.
 
@@ -110,45 +122,68 @@ def export(
             from the model's by more than :data:`TOLERANCES`; then nothing is left behind.
     """
     _refuse(format, dtype, batch, normalised)
+    if int8 is not None:
+        refuse_int8(int8, format, dtype, normalised)
     with _place(out, format, overwrite) as (artifact, record, shown):
-        detector = load_detector(model)
-        if not np.asarray(detector.params["head"]["kernel"]).any():
+        found = describe(model)
+        if format == "safetensors" and found.kind != plain.NAME:
+            raise InputError(
+                f"{model} is a {found.kind} model, for which no single file is written; its directory holds the "
+                "parameters as safetensors, --format stablehlo or onnx its program."
+            )
+        ready = found.load()
+        if not ready.trained:
             raise InputError(f"{model} has a zero head, p(fake) = 0.5 of every image; train or merge it first.")
-        size = detector.processor.crop_size["height"]
-        images = load_images(image_files(check), size) if check else check_images(size)
+        images = load_images(image_files(check), found.size) if check else check_images(found.size)
+        arrays = _prepared(found, images)
+        specs = input_specs(
+            {name: (array.shape[1:], array.dtype) for name, array in arrays.items()}, batch=batch, normalised=normalised
+        )
         beside = [model / name for name in (CONFIG_FILE, preprocessing.FILE, provenance.FILE)]
         inputs = provenance.input_hashes([*safetensors_files(model), *(file for file in beside if file.exists())])
-        described = describe(detector.config, detector.processor, inputs)
+        described = description(ready.detector.config, ready.processor, inputs)
+        if "switches" in ready.facts:
+            described["switches"] = ready.facts["switches"]
         start = time.monotonic()
         reporter.say(f"write {shown[0]}")
-        _write(artifact, format, detector, described, dtype=dtype, batch=batch, normalised=normalised)
+        _write(artifact, format, ready, described, specs, dtype=dtype, normalised=normalised)
+        times = None
+        if int8 is not None:
+            reporter.say(f"{int8} int8")
+            times = quantise_onnx(artifact, int8, arrays, batch=batch)
         written = time.monotonic()
         run = _open(artifact, format, normalised)
-        difference = _compare(detector, run, images, batch=batch, normalised=normalised, reporter=reporter)
-        tolerance = TOLERANCES[dtype]
+        difference = _compare(ready, run, list(arrays.values()), batch=batch, normalised=normalised, reporter=reporter)
+        tolerance = TOLERANCES[dtype] if int8 is None else INT8_TOLERANCE
         if difference.probability > tolerance:
             raise InputError(
                 f"{shown[0]} was not kept: its probabilities differ from the model's by up to "
                 f"{difference.probability:.2g}, more than {tolerance:g}; choose "
-                f"{'another --format' if dtype == 'float32' else '--dtype float32'}."
+                f"{'no --int8' if int8 else 'another --format' if dtype == 'float32' else '--dtype float32'}."
             )
         seconds = written - start, time.monotonic() - written
         made = provenance.record(
             "exported",
             inputs=inputs,
-            recipe={"format": format, "dtype": dtype, "batch": batch or "dynamic", "normalise": not normalised},
+            recipe={
+                "format": format,
+                "dtype": dtype,
+                "batch": batch or "dynamic",
+                "normalise": not normalised,
+                "int8": int8,
+            },
             artifact={"bytes": artifact.stat().st_size, "sha256": provenance.sha256(artifact)},
-            takes=None if format == "safetensors" else _takes(size, batch, normalised),
+            takes=None if format == "safetensors" else _takes(found, specs, batch, normalised),
             gives=None if format == "safetensors" else _gives(),
             platforms=PLATFORMS if format == "stablehlo" else None,
             exporter=_exporter(format),
+            seconds_per_batch=times and times._asdict(),
             classes=list(CLASSES),
-            config=described["config"],
-            preprocessing=described["preprocessing"],
+            **{key: value for key, value in described.items() if key not in ("classes", "inputs")},
             check={"on": str(check) if check else "built-in images", **asdict(difference), "tolerance": tolerance},
         )
         record.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        return Exported(*shown, artifact.stat().st_size, difference, tolerance, seconds)
+        return Exported(*shown, artifact.stat().st_size, difference, tolerance, seconds, times)
 
 
 def _refuse(format: str, dtype: str, batch: int | None, normalised: bool) -> None:
@@ -182,17 +217,31 @@ def _place(out: Path, format: str, overwrite: bool) -> Iterator[tuple[Path, Path
             yield folder / names[0], folder / names[1], (out / names[0], out / names[1])
 
 
+def _prepared(found: Described, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model takes of decoded images, by the names that its program gives them."""
+    prepare = found.prepare
+    if prepare is None:
+        return {"images": images}
+    if prepare.foreground == "landmarks":
+        prepare = replace(prepare, foreground="ellipse")  # programs are compared on images that have none
+    pictures = [Image.fromarray(image) for image in images]
+    made = [prepare(picture, Record("", 0), by_content(picture)) for picture in pictures]
+    first, *others = found.inputs
+    names = {first: "images"} | {name: name for name in others}
+    return {name: np.stack([each[key] for each in made]) for key, name in names.items()}
+
+
 def _write(
     path: Path,
     format: str,
-    detector: Detector,
+    ready: Ready,
     described: dict[str, Any],
+    specs: dict[str, jax.ShapeDtypeStruct],
     *,
     dtype: str,
-    batch: int | None,
     normalised: bool,
 ) -> None:
-    params = jax.tree.map(np.asarray, cast(detector.params, dtype))
+    params = jax.tree.map(np.asarray, cast(ready.params, dtype))
     if format == "safetensors":
         write_single_file(path, params, described)
         return
@@ -202,17 +251,18 @@ def _write(
             f"{total / 1e9:.1f} GB of parameters do not fit a {format} file, which ends at 2 GB; "
             "choose a 16-bit --dtype or --format safetensors."
         )
-    images = image_spec(detector.processor.crop_size["height"], batch=batch, normalised=normalised)
     if format == "stablehlo":
         # JAX has float16 attention neither on CPU nor on TPU, and a program is for all platforms; "xla" is the
         # implementation of attention they all have.
-        compute = "float32" if dtype == "float16" else dtype
-        logits = apply_detector(detector.config, TowerOptions(dtype=compute, attention="xla"))
-        write_stablehlo(path, scoring(logits, params, detector.processor, normalised=normalised), images)
+        options = TowerOptions(dtype="float32" if dtype == "float16" else dtype, attention="xla")
     else:
-        logits = unrolled_detector(detector.config, TowerOptions(attention="xla"))
-        function = scoring(logits, params, detector.processor, normalised=normalised)
-        write_onnx(path, function, images, dtype=dtype, metadata=described)
+        options = TowerOptions(attention="xla", unrolled=True)
+    logits = describe(ready.detector, options).load().logits
+    function = scoring(logits, params, ready.processor, normalised=normalised)
+    if format == "stablehlo":
+        write_stablehlo(path, function, specs)
+    else:
+        write_onnx(path, function, specs, dtype=dtype, metadata=described)
 
 
 def _open(path: Path, format: str, normalised: bool) -> Run:
@@ -221,7 +271,7 @@ def _open(path: Path, format: str, normalised: bool) -> Run:
     found = read_description(path)
     assert found is not None, "just written"
     config, processor = found
-    tensors = {name.removeprefix(PREFIX): tensor for name, tensor in open_safetensors(path).items()}
+    tensors = {tower_name(name): tensor for name, tensor in open_safetensors(path).items()}
     params = cast(assemble(tensors, parameter_shapes(config), str(path)), "float32")
     logits = apply_detector(config)
     # Parameters are an argument here: as constants they would be folded by the compiler, which takes long.
@@ -235,27 +285,41 @@ def _open(path: Path, format: str, normalised: bool) -> Run:
 
 
 def _compare(
-    detector: Detector, run: Run, images: np.ndarray, *, batch: int | None, normalised: bool, reporter: Reporter
+    ready: Ready, run: Run, inputs: list[np.ndarray], *, batch: int | None, normalised: bool, reporter: Reporter
 ) -> Difference:
-    mean, std = detector.processor.image_mean, detector.processor.image_std
-    expected = score(apply_detector(detector.config), mean, std, batch_size=16)(detector.params, images)
-    given = np.asarray(normalise(jnp.asarray(images), mean, std)) if normalised else images
+    scores, count = forward(ready), len(inputs[0])
+    expected = np.empty(count, np.float32)
+    for first in range(0, count, _AT_ONCE):
+        last = min(first + _AT_ONCE, count)
+        part = tuple(rows(inputs, first, last, _AT_ONCE))
+        expected[first:last] = scores(ready.params, part if len(part) > 1 else part[0])[0][: last - first]
+    if not np.isfinite(expected).all():
+        raise InputError("the model gives NaN or infinite scores; it is broken.")
+    if normalised:
+        mean, std = ready.processor.image_mean, ready.processor.image_std
+        inputs = [np.asarray(normalise(jnp.asarray(inputs[0]), mean, std)), *inputs[1:]]
     difference = Difference(0, 0.0, 0.0)
-    with reporter.track("check", len(images)) as advance:
-        for found in compare(run, given, expected, batch=batch):
+    with reporter.track("check", count) as advance:
+        for found in compare(run, inputs, expected, batch=batch):
             advance(found.images - difference.images)
             difference = found
     return difference
 
 
-def _takes(size: int, batch: int | None, normalised: bool) -> dict[str, Any]:
+def _takes(
+    found: Described, specs: dict[str, jax.ShapeDtypeStruct], batch: int | None, normalised: bool
+) -> dict[str, Any]:
     pixels = "RGB, normalised by preprocessing's mean and std" if normalised else "RGB, 0…255"
+    pixels += f"; shorter side resized to {found.size} (bicubic), centre cropped"
+    if len(specs["images"].shape) == 5:
+        pixels += "; the image, then its self-blended images, made as `switches` say (r2m_jax.data.pairs.Pairs)"
+    meanings = {
+        "images": {"pixels": pixels},
+        "foreground": {"meaning": "share of every patch, by rows, that is foreground (the face), 0…1"},
+    }
     return {
-        "images": {
-            "dtype": "float32" if normalised else "uint8",
-            "shape": [batch or "batch", size, size, 3],
-            "pixels": f"{pixels}; shorter side resized to {size} (bicubic), centre cropped",
-        }
+        name: {"dtype": spec.dtype.name, "shape": [batch or "batch", *spec.shape[1:]]} | meanings.get(name, {})
+        for name, spec in specs.items()
     }
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
 
-from r2m_jax.data.device import normalise
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
 from r2m_jax.evaluation.inference import filled_batches
 from r2m_jax.evaluation.protocols import Protocol
 from r2m_jax.evaluation.scores import ScoreTable
-from r2m_jax.models import Detector, Params, apply_head, apply_tower
+from r2m_jax.jobs.kinds import describe, forward
+from r2m_jax.models import Detector
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.studying import Merger, StudyRecipe
 from r2m_jax.studies.measuring import Measured, measure
@@ -70,7 +70,7 @@ class Context:
         self._pixels = pixels
         self._logits: dict[str, np.ndarray] = {}
         self._merges: dict[tuple[str, ...], Merges] = {}
-        self._forward = _forward(begin)
+        self._forward = forward(describe(begin).load(), features=True)
 
     # Models
 
@@ -223,16 +223,3 @@ class Context:
         """Something readers of the page have to know, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
-
-
-def _forward(detector: Detector) -> Callable[[Params, UInt8[np.ndarray, "b h w 3"]], tuple[Array, Array]]:
-    tower = apply_tower(detector.config, detector.options)
-    mean, std = detector.processor.image_mean, detector.processor.image_std
-
-    @jax.jit
-    def forward(params: Params, images: UInt8[Array, "b h w 3"]) -> tuple[Array, Array]:
-        pooled = tower(params["backbone"], normalise(images, mean, std)).pooled
-        both = apply_head(params["head"], pooled)
-        return both[:, 1] - both[:, 0], pooled.astype(np.float32)
-
-    return forward

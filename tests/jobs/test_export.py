@@ -241,7 +241,7 @@ def test_the_largest_difference_is_found_wherever_it_is(logits, batch, data):
         sizes.append(len(numbers))
         return sigmoid(said[numbers]), said[numbers]
 
-    *_, found = compare(run, np.arange(len(logits)), logits, batch=batch)
+    *_, found = compare(run, [np.arange(len(logits))], logits, batch=batch)
     assert found.images == len(logits)
     assert found.logit == pytest.approx(abs(said[place] - logits[place]), abs=1e-12)
     assert found.probability == pytest.approx(abs(sigmoid(said[place]) - sigmoid(logits[place])), abs=1e-12)
@@ -251,9 +251,9 @@ def test_the_largest_difference_is_found_wherever_it_is(logits, batch, data):
 def test_scores_that_are_none_are_refused():
     images, logits = np.zeros((3, 1)), np.zeros(3)
     with pytest.raises(InputError, match="NaN"):
-        list(compare(lambda part: (np.full(len(part), 0.5), np.full(len(part), np.nan)), images, logits, batch=None))
+        list(compare(lambda part: (np.full(len(part), 0.5), np.full(len(part), np.nan)), [images], logits, batch=None))
     with pytest.raises(InputError, match="shape"):
-        list(compare(lambda part: (np.zeros((len(part), 2)), np.zeros((len(part), 2))), images, logits, batch=3))
+        list(compare(lambda part: (np.zeros((len(part), 2)), np.zeros((len(part), 2))), [images], logits, batch=3))
 
 
 def test_the_built_in_images_differ_and_stay_the_same():

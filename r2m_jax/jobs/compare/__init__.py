@@ -26,8 +26,9 @@ from r2m_jax.evaluation.tables import Table
 from r2m_jax.jobs.compare.page import Found, Reading, page_of, theory_tables
 from r2m_jax.jobs.compare.task_vectors import tables
 from r2m_jax.jobs.compare.theory import Merged, OnImages, measure, read_images
+from r2m_jax.jobs.kinds import square_input
 from r2m_jax.jobs.merge_inputs import Inputs, open_inputs
-from r2m_jax.jobs.scoring import square_input
+from r2m_jax.merging.chunks import Plan, plan
 from r2m_jax.merging.diagnostics import MergeDiagnostics, as_json, explain
 from r2m_jax.merging.engine import Coefficients
 from r2m_jax.merging.interference import compare as compare_task_vectors
@@ -38,7 +39,7 @@ from r2m_jax.merging.ranks import parse_rank
 from r2m_jax.merging.screen import screen
 from r2m_jax.merging.spectral import wide_arithmetic
 from r2m_jax.merging.statistics import Statistics
-from r2m_jax.merging.streaming import Plan, apply_stream, measure_stream, plan
+from r2m_jax.merging.streaming import apply_stream, measure_stream
 from r2m_jax.merging.theory import Tail, recovery
 from r2m_jax.models import Detector, Params, parameter_shapes
 from r2m_jax.parallel import data_mesh, one_lapack_thread

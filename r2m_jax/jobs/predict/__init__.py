@@ -14,22 +14,21 @@ import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from r2m_jax.atomic import atomic_file, atomic_text
 from r2m_jax.checkpoints import provenance
 from r2m_jax.checkpoints.tensors import safetensors_files
-from r2m_jax.data.device import normalise
 from r2m_jax.data.faces.crop_folders import Framing
 from r2m_jax.data.faces.landmarks import require_dlib
 from r2m_jax.data.pipeline import read_ahead
 from r2m_jax.errors import InputError
+from r2m_jax.jobs.kinds import Described, Inputs, Ready, forward
 from r2m_jax.jobs.predict.explain import explanations
 from r2m_jax.jobs.predict.inputs import gather
 from r2m_jax.jobs.predict.media import Faces, Media, Taken
 from r2m_jax.jobs.predict.model import expected_framing, load_model, threshold_of
 from r2m_jax.jobs.predict.rows import Row, Rows, RowWriter, Summary, form_of
-from r2m_jax.models import Detector, apply_detector
 from r2m_jax.parallel import data_mesh, replicate, shard_batch
 from r2m_jax.progress import Reporter
 
@@ -99,11 +98,11 @@ def predict(
         raise InputError(f"--out {out} would replace one of the files to score; choose another output.")
     threshold, origin = threshold_of(request.model, request.threshold)
     work = gather(request.paths, request.frames)
-    detector = load_model(request.model)
-    faces, remarks = _faces(request, detector)
-    summary = Summary(sentences=[origin, *remarks])
+    found, ready = load_model(request.model)
+    faces, remarks = _faces(request, ready)
+    summary = Summary(sentences=[origin, *remarks, *_fallbacks(found, faces)])
     rows, mesh = Rows(threshold, request.per_frame, summary), data_mesh(jax.local_devices())
-    media = Media(work, detector.processor.crop_size["height"], request.frames, faces)
+    media = Media(work, found.size, request.frames, faces, found.prepare, found.inputs)
     with ExitStack() as stack:
         writers = [emit]
         if out is not None and form is not None:
@@ -112,14 +111,14 @@ def predict(
             writers.append(writer.write)
         pictures = None
         if explain is not None:
-            pictures = stack.enter_context(explanations(explain, detector, overwrite=overwrite))
+            pictures = stack.enter_context(explanations(explain, found, ready, overwrite=overwrite))
         # Threads of one process share dlib's detector and wait for each other; Pillow and PyAV work side by side.
         processes = faces is not None and len(work) >= _PROCESSES_FROM
         stream = read_ahead(grain.MapDataset.source(media), request.workers, processes=processes)
         stack.enter_context(closing(stream))
         advance = stack.enter_context(reporter.track("score", len(work), "files"))
         size = -(-request.batch_size // mesh.size) * mesh.size  # a batch divides over the devices
-        for taken, logits in in_batches(stream, _scorer(detector, mesh), size):
+        for taken, logits in in_batches(stream, _scorer(ready, mesh), size):
             for row, image, frame in rows(taken, logits):
                 summary.count(row)
                 if row.error and request.strict:
@@ -154,9 +153,9 @@ def _check(request: PredictRequest) -> None:
         raise InputError("give images, videos, folders, patterns or lists to score.")
 
 
-def _faces(request: PredictRequest, detector: Detector) -> tuple[Faces | None, list[str]]:
+def _faces(request: PredictRequest, ready: Ready) -> tuple[Faces | None, list[str]]:
     """How faces are cropped, and what is to be said of it."""
-    expected = expected_framing(detector.provenance)
+    expected = expected_framing(ready.provenance)
     if request.faces == "never":
         return None, []
     if request.faces == "auto" and expected is None:
@@ -171,21 +170,24 @@ def _faces(request: PredictRequest, detector: Detector) -> tuple[Faces | None, l
     return Faces(framing, spare_crops=request.faces == "auto"), [said]
 
 
-def _scorer(detector: Detector, mesh: Mesh) -> Callable[[UInt8[np.ndarray, "b size size 3"]], jax.Array]:
+def _fallbacks(found: Described, faces: Faces | None) -> list[str]:
+    """What is to be said of images whose face nothing but their place in a crop tells."""
+    if found.prepare is None or found.prepare.foreground != "face":
+        return []
+    if faces is None:
+        return ["the ellipse of an aligned crop stands for the face of every image"]
+    # Faces that are cropped here come with their landmarks.
+    return ["the ellipse of an aligned crop stands for the face of crops"] if faces.spare_crops else []
+
+
+def _scorer(ready: Ready, mesh: Mesh) -> Callable[[Inputs], jax.Array]:
     """Fake-minus-real logits of a batch, over all local devices; returns before they are computed."""
-    logits, processor = apply_detector(detector.config, detector.options), detector.processor
-    params = replicate(mesh, detector.params)
-
-    @jax.jit
-    def margins(params: Any, images: Any) -> jax.Array:
-        both = logits(params, normalise(images, processor.image_mean, processor.image_std))
-        return both[:, 1] - both[:, 0]
-
-    return lambda images: margins(params, shard_batch(mesh, images))
+    scores, params = forward(ready), replicate(mesh, ready.params)
+    return lambda inputs: scores(params, shard_batch(mesh, inputs))[0]
 
 
 def in_batches(
-    stream: Iterable[Taken], score: Callable[[np.ndarray], Any], size: int
+    stream: Iterable[Taken], score: Callable[[Inputs], Any], size: int
 ) -> Iterator[tuple[Taken, Float[np.ndarray, " k"]]]:
     """Score the images of items in batches of one size, whatever the number of images of each; order is kept.
 
@@ -194,7 +196,7 @@ def in_batches(
 
     Args:
         stream: decoded items.
-        score: logits ``[size]`` of images ``[size, …]``.
+        score: logits ``[size]`` of images ``[size, …]``, or of a tuple of them and what else the model takes.
         size: of a batch.
 
     Yields:
@@ -204,14 +206,17 @@ def in_batches(
         InputError: a logit is NaN or infinite.
     """
     waiting: deque[Taken] = deque()
-    images: list[np.ndarray] = []
+    images: list[Inputs] = []
     running: deque[tuple[Any, int]] = deque()
     known: deque[float] = deque()
 
+    def filled(*rows: np.ndarray) -> np.ndarray:
+        batch = np.zeros((size, *rows[0].shape), rows[0].dtype)
+        batch[: len(rows)] = rows
+        return batch
+
     def start() -> None:
-        batch = np.zeros((size, *images[0].shape), np.uint8)
-        batch[: len(images)] = images
-        running.append((score(batch), len(images)))
+        running.append((score(jax.tree.map(filled, *images)), len(images)))
         images.clear()
 
     def collect(left: int) -> None:
@@ -229,8 +234,8 @@ def in_batches(
 
     for taken in stream:
         waiting.append(taken)
-        for image in taken.images:
-            images.append(image)
+        for place in range(len(taken.images)):
+            images.append(taken.of(place))
             if len(images) == size:
                 start()
                 collect(1)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +18,9 @@ from PIL import Image
 from r2m_jax.data.faces.crop import crop_face
 from r2m_jax.data.faces.crop_folders import Framing, framing_of, is_framed
 from r2m_jax.data.images import decode_image, resize_and_crop
+from r2m_jax.data.pairs import Pairs, by_content
 from r2m_jax.data.readers.tree import VIDEOS
+from r2m_jax.data.records import Record
 from r2m_jax.data.selection import frame_indices
 from r2m_jax.data.video import frame_table, read_frame, read_frames
 from r2m_jax.errors import InputError
@@ -92,19 +94,25 @@ class Taken:
 
     Attributes:
         item: which.
-        images: uint8 ``[k, size, size, 3]``.
+        images: uint8 ``[k, size, size, 3]``, or ``[k, streams, size, size, 3]`` for models that see several of each.
         frames: numbers of the k frames; -1 of an image.
         faceless: numbers of frames in which no face was found.
         several: images and frames with more than one face.
         error: why there is nothing, or nothing after these frames; empty where all is well.
+        others: what else the model takes of the images, ``[k, …]`` each.
     """
 
     item: Item
-    images: UInt8[np.ndarray, "k size size 3"]
+    images: UInt8[np.ndarray, "k *streams size size 3"]
     frames: tuple[int, ...]
     faceless: tuple[int, ...]
     several: int
     error: str
+    others: tuple[np.ndarray, ...] = ()
+
+    def of(self, place: int) -> Any:
+        """What the model takes of one of the images: an array, or a tuple with the others."""
+        return (self.images[place], *(other[place] for other in self.others)) if self.others else self.images[place]
 
 
 class Media:
@@ -115,33 +123,53 @@ class Media:
         size: sides of the model's input in pixels.
         frames: evenly spaced frames of each video.
         faces: how faces are cropped; None takes whole images.
+        prepare: makes what the model takes of an image (random choices by its pixels); None resizes and crops it.
+        inputs: names of what it takes, images first.
     """
 
-    def __init__(self, work: Work, size: int, frames: int, faces: Faces | None):
+    def __init__(
+        self,
+        work: Work,
+        size: int,
+        frames: int,
+        faces: Faces | None,
+        prepare: Pairs | None = None,
+        inputs: tuple[str, ...] = ("image",),
+    ):
         self._work, self._size, self._frames, self._faces = work, size, frames, faces
+        self._prepare, self._inputs = prepare, inputs
 
     def __len__(self) -> int:
         return len(self._work)
 
     def __getitem__(self, place: int) -> Taken:
         item = self._work[place]
-        images: list[np.ndarray] = []
+        taken: list[tuple[np.ndarray, ...]] = []
         frames: list[int] = []
         faceless: list[int] = []
         several, error = 0, ""
         try:
             for number, image in self._decoded(item):
-                found, faces = self._framed(image, item)
+                found, faces, landmarks = self._framed(image, item)
                 several += faces > 1
                 if found is None:
                     faceless.append(number)
                 else:
-                    images.append(resize_and_crop(found, self._size))
+                    taken.append(self._inputs_of(found, item, landmarks))
                     frames.append(number)
         except InputError as reason:
             error = str(reason)
-        stacked = np.stack(images) if images else np.empty((0, self._size, self._size, 3), np.uint8)
-        return Taken(item, stacked, tuple(frames), tuple(faceless), several, error)
+        if not taken:
+            return Taken(item, np.empty((0, self._size, self._size, 3), np.uint8), (), tuple(faceless), several, error)
+        images, *others = (np.stack(each) for each in zip(*taken, strict=True))
+        return Taken(item, images, tuple(frames), tuple(faceless), several, error, tuple(others))
+
+    def _inputs_of(self, picture: Image.Image, item: Item, landmarks: np.ndarray | None) -> tuple[np.ndarray, ...]:
+        if self._prepare is None:
+            return (resize_and_crop(picture, self._size),)
+        record = Record(item.path, 0, frame=item.frame)
+        made = self._prepare(picture, record, by_content(picture), landmarks)
+        return tuple(made[name] for name in self._inputs)
 
     def _decoded(self, item: Item) -> Iterator[tuple[int, Image.Image]]:
         path = Path(item.path)
@@ -161,17 +189,17 @@ class Media:
         else:
             yield -1, decode_image(path)
 
-    def _framed(self, image: Image.Image, item: Item) -> tuple[Image.Image | None, int]:
-        """The image or the crop of its largest face, None without one, and how many faces were found."""
+    def _framed(self, image: Image.Image, item: Item) -> tuple[Image.Image | None, int, np.ndarray | None]:
+        """The image or the crop of its largest face (None without one), how many were found, landmarks in a crop."""
         faces = self._faces
         if faces is None or (faces.spare_crops and _in_crops(item.path)):
-            return image, 0
+            return image, 0, None
         crop = crop_face(np.asarray(image), faces.framing.size, faces.framing.margin)
         if crop is None:
-            return None, 0
+            return None, 0, None
         if faces.spare_crops and is_framed(crop.matrix, image.width, image.height, faces.framing):
-            return image, crop.faces
-        return Image.fromarray(crop.image), crop.faces
+            return image, crop.faces, None
+        return Image.fromarray(crop.image), crop.faces, crop.landmarks
 
 
 def _in_crops(path: str) -> bool:

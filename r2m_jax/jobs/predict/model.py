@@ -2,41 +2,37 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from r2m_jax.checkpoints import load_detector
 from r2m_jax.checkpoints.calibration import FILE, read_calibration
 from r2m_jax.checkpoints.directory import read_provenance
 from r2m_jax.data.faces.crop_folders import Framing
 from r2m_jax.errors import InputError
-from r2m_jax.models import Detector, TowerOptions
+from r2m_jax.jobs.kinds import Described, Ready, describe
+from r2m_jax.models import TowerOptions
 
 _UNCALIBRATED = 0.5
 
 
-def load_model(directory: Path) -> Detector:
-    """A detector with a head, its parameters as stored; a bfloat16 one computes in bfloat16, any other in float32.
+def load_model(directory: Path) -> tuple[Described, Ready]:
+    """A model with a head, its parameters as stored; a bfloat16 one computes in bfloat16, any other in float32.
 
     Raises:
         InputError: the directory is wrong or damaged, or its head is missing or zero.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*has no head", category=UserWarning)
-        detector = load_detector(directory, dtype=None)
-    if not np.asarray(detector.params["head"]["kernel"], np.float32).any():
+    found = describe(directory, dtype=None)
+    ready = found.load()
+    if not ready.trained:
         raise InputError(f"{directory} has no trained head, so every image would get 0.5; train it with r2m train.")
-    if detector.params["backbone"]["layers"]["mlp"]["fc1"]["kernel"].dtype != jnp.bfloat16:
-        return detector
-    return Detector.create(
-        detector.config, detector.params, detector.processor, options=TowerOptions(dtype=jnp.bfloat16),
-        provenance=detector.provenance,
-    )  # fmt: skip
+    if max(jax.tree.leaves(ready.params), key=lambda leaf: leaf.size).dtype != jnp.bfloat16:
+        return found, ready
+    found = describe(ready.detector, TowerOptions(dtype=jnp.bfloat16), name=str(directory))
+    return found, found.load()
 
 
 def threshold_of(directory: Path, wanted: float | None) -> tuple[float, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, cast, get_args
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from scipy.special import expit
 
 from r2m_jax.errors import InputError
@@ -119,8 +119,8 @@ class Summary:
         self.first_error = self.first_error or row.error
 
 
-Scored: TypeAlias = tuple[Row, UInt8[np.ndarray, "size size 3"] | None, int]
-"""A row, the image to explain it by (None with an error), and the number of that frame (-1 of an image)."""
+Scored: TypeAlias = tuple[Row, Any, int]
+"""A row, what the model took of the image to explain it by (None with an error), its frame's number (-1: an image)."""
 
 
 class Rows:
@@ -155,7 +155,7 @@ class Rows:
                 continue
             at = taken.frames.index(number)
             logit = float(logits[at])
-            yield Row(item.path, self._threshold, frame, None, float(expit(logit)), logit), taken.images[at], number
+            yield Row(item.path, self._threshold, frame, None, float(expit(logit)), logit), taken.of(at), number
         if taken.error:
             yield Row(item.path, self._threshold, item.frame if item.frame >= 0 else None, error=taken.error), None, -1
 
@@ -177,7 +177,7 @@ class _Film:
     mean: MeanProbability = field(default_factory=MeanProbability)
     faceless: int = 0
     error: str = ""
-    image: np.ndarray | None = None
+    image: Any = None
     frame: int = -1
     highest: float = -np.inf
 
@@ -188,7 +188,7 @@ class _Film:
         self.error = self.error or taken.error
         if len(logits) and logits.max() > self.highest:
             at = int(logits.argmax())
-            self.highest, self.image, self.frame = float(logits[at]), taken.images[at], taken.frames[at]
+            self.highest, self.image, self.frame = float(logits[at]), taken.of(at), taken.frames[at]
 
 
 class Text(Protocol):

@@ -1,7 +1,7 @@
 """CoRIT, the Contrastive Regional Injection Transformer (Liu et al., arXiv 2603.24057)."""
 
 from r2m_jax.models.corit.detector import CoritDetector
-from r2m_jax.models.corit.forward import CoritOutput, apply_corit, corit_features
+from r2m_jax.models.corit.forward import CoritOutput, apply_corit, corit_features, corit_outputs, corit_reading
 from r2m_jax.models.corit.head import apply_corit_head, corit_parameter_shapes, init_corit_head
 from r2m_jax.models.corit.refinement import Refined, gradient_proxy, pool, refine
 from r2m_jax.models.corit.regions import partition, random_partition, regions_of, salient
@@ -16,7 +16,9 @@ __all__ = [
     "apply_corit",
     "apply_corit_head",
     "corit_features",
+    "corit_outputs",
     "corit_parameter_shapes",
+    "corit_reading",
     "gradient_proxy",
     "init_corit_head",
     "partition",

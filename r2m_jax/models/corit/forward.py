@@ -23,7 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from r2m_jax.errors import InputError
-from r2m_jax.models.clip_vision import ClipVisionTower, TowerOptions
+from r2m_jax.models.clip_vision import ClipVisionTower, TowerOptions, over_layers
 from r2m_jax.models.corit.refinement import EPSILON, Refined, gradient_proxy, pool, refine
 from r2m_jax.models.corit.regions import regions_of, salient
 from r2m_jax.models.corit.settings import CoritSettings
@@ -39,12 +39,14 @@ class CoritOutput(NamedTuple):
         tokens: class token and region tokens after every block, not normalised.
         masks: patches pooled in every block; no regions without region tokens.
         empty: where no patch passed the threshold, so that the whole region was pooled.
+        regions: patches that each region is made of.
     """
 
     features: Float[Array, "b f"]
     tokens: Float[Array, "layers b t d"]
     masks: Bool[Array, "layers b k n"]
     empty: Bool[Array, "layers b k"]
+    regions: Bool[Array, "b k n"]
 
 
 def apply_corit(
@@ -53,7 +55,7 @@ def apply_corit(
     """The forward pass as a pure function ``apply(backbone, streams, regions)``.
 
     Args:
-        config: of the tower, any ``CLIPVisionConfig``.
+        config: of the tower, any ``CLIPVisionConfig`` or ``ViTConfig``.
         settings: switches.
         options: how the tower computes; masks and pooling are float32 in any case. ``remat`` has no effect, for
             nothing here is trained.
@@ -81,7 +83,21 @@ def apply_corit(
 def corit_features(
     config: Any, settings: CoritSettings, options: TowerOptions | None = None
 ) -> Callable[[Params, Float[Array, "b s h w 3"], Float[Array, "b n"]], Float[Array, "b f"]]:
-    """z as a pure function ``features(backbone, streams, foreground)``, with the regions the settings' rule gives.
+    """z as a pure function ``features(backbone, streams, foreground)``; see :func:`corit_outputs`."""
+    outputs = corit_outputs(config, settings, options)
+
+    def features(
+        backbone: Params, streams: Float[Array, "b s h w 3"], foreground: Float[Array, "b n"]
+    ) -> Float[Array, "b f"]:
+        return outputs(backbone, streams, foreground).features
+
+    return features
+
+
+def corit_outputs(
+    config: Any, settings: CoritSettings, options: TowerOptions | None = None
+) -> Callable[[Params, Float[Array, "b s h w 3"], Float[Array, "b n"]], CoritOutput]:
+    """The forward pass as ``outputs(backbone, streams, foreground)``, with the regions the settings' rule gives.
 
     Args:
         config, settings, options: as of :func:`apply_corit`.
@@ -97,9 +113,7 @@ def corit_features(
     options = options or TowerOptions()
     build = build_tower(config, options)
 
-    def features(
-        backbone: Params, streams: Float[Array, "b s h w 3"], foreground: Float[Array, "b n"]
-    ) -> Float[Array, "b f"]:
+    def outputs(backbone: Params, streams: Float[Array, "b s h w 3"], foreground: Float[Array, "b n"]) -> CoritOutput:
         tower = build(backbone)
         grid = tuple(side // config.patch_size for side in streams.shape[2:4])
         with jax.default_matmul_precision(options.matmul_precision):
@@ -107,11 +121,32 @@ def corit_features(
             if settings.rule == "saliency":
                 shares = salient(_middle(tower, embedded[:, 0])[:, 1:])
             else:
-                shares = foreground.reshape(len(foreground), *grid)
+                shares = foreground.reshape(foreground.shape[0], *grid)
             regions = regions_of(settings, shares)
-            return _forward(tower, embedded, _checked(regions, embedded, settings), settings).features
+            return _forward(tower, embedded, _checked(regions, embedded, settings), settings)
 
-    return features
+    return outputs
+
+
+def corit_reading(
+    config: Any, settings: CoritSettings, options: TowerOptions | None = None
+) -> Callable[[Params, Float[Array, "b r t d"]], Float[Array, "b f"]]:
+    """What a head reads of tokens that were kept, ``reading(backbone, tokens)``.
+
+    ``CoritOutput.tokens`` of layers L' and L (of L alone without ``hri``) give ``CoritOutput.features``; other layers
+    give what a head on them would read.
+
+    Args:
+        config, settings, options: as of :func:`apply_corit`; only the norm counts.
+    """
+    build = build_tower(config, options or TowerOptions())
+
+    def reading(backbone: Params, tokens: Float[Array, "b r t d"]) -> Float[Array, "b f"]:
+        tower = build(backbone)
+        layers = [_normalised(tower, tokens[:, place], settings) for place in range(tokens.shape[1])]
+        return jnp.stack(layers, axis=1).reshape(len(tokens), -1)
+
+    return reading
 
 
 def _embed(tower: ClipVisionTower, streams: Array, settings: CoritSettings) -> Float[Array, "b s t d"]:
@@ -120,7 +155,7 @@ def _embed(tower: ClipVisionTower, streams: Array, settings: CoritSettings) -> F
             f"CoRIT was given images of shape {list(streams.shape)}; with these settings it reads "
             f"[batch, {settings.streams}, height, width, 3], an image and {settings.streams - 1} self-blended."
         )
-    embedded = tower.pre_norm(tower.embeddings(streams.reshape(-1, *streams.shape[2:])))
+    embedded = tower.embed(streams.reshape(-1, *streams.shape[2:]))
     return embedded.reshape(*streams.shape[:2], *embedded.shape[1:])
 
 
@@ -138,7 +173,7 @@ def _middle(tower: ClipVisionTower, x: Float[Array, "b t d"]) -> Float[Array, "b
     """Tokens after half of the blocks, without region tokens."""
     graph, stacked = nnx.split(tower.layers)
     half = jax.tree.map(lambda leaf: leaf[: tower.depth // 2], stacked)
-    return jax.lax.scan(lambda x, layer: (nnx.merge(graph, layer)(x), None), x, half)[0]
+    return over_layers(lambda x, layer: (nnx.merge(graph, layer)(x), None), x, half, tower.options.unrolled)[0]
 
 
 def _forward(
@@ -162,10 +197,10 @@ def _forward(
         return x, (jnp.concatenate([x[:, 0, :1], injected[:, 0]], axis=1), *found)
 
     x = jnp.concatenate([embedded, _start(embedded, regions, settings)], axis=2) if count else embedded
-    _, (tokens, masks, empty) = jax.lax.scan(block, x, stacked)
+    _, (tokens, masks, empty) = over_layers(block, x, stacked, tower.options.unrolled)
     read = [settings.fusion_layer - 1, -1] if settings.hri and settings.fusion_layer else [-1]
     chosen = [_normalised(tower, tokens[layer], settings).reshape(batch, -1) for layer in read]
-    return CoritOutput(jnp.concatenate(chosen, axis=1), tokens, masks, empty)
+    return CoritOutput(jnp.concatenate(chosen, axis=1), tokens, masks, empty, regions)
 
 
 def _masks(patches: Float[Array, "b s n d"], regions: Bool[Array, "b k n"], settings: CoritSettings) -> Refined:

@@ -50,12 +50,12 @@ def apply_corit_head(head: Params, features: Float[Array, "b f"]) -> Float[Array
         return apply_head(head, features)
     query, key, value = (head[name].astype(jnp.float32) for name in ATTENTION)
     d = query.shape[0]
-    early, late = jnp.split(features.astype(jnp.float32).reshape(len(features), -1, d), 2, axis=1)
+    early, late = jnp.split(features.astype(jnp.float32).reshape(features.shape[0], -1, d), 2, axis=1)
     with jax.default_matmul_precision("highest"):
         # The last layer asks, layer L' answers.
         weights = jax.nn.softmax((late @ query) @ jnp.swapaxes(early @ key, 1, 2) / d**0.5, axis=-1)
         fused = weights @ (early @ value)
-    return apply_head(head, fused.reshape(len(features), -1))
+    return apply_head(head, fused.reshape(features.shape[0], -1))
 
 
 def corit_parameter_shapes(config: Any, settings: CoritSettings) -> Params:

@@ -75,7 +75,7 @@ def refine(
             limit = jnp.full_like(mean, gamma)
     passed = regions & (projection > limit)
     empty = ~passed.any(axis=-1)
-    return Refined(jnp.where(empty[..., None], regions, passed), empty)
+    return Refined(passed | (empty[..., None] & regions), empty)
 
 
 def pool(

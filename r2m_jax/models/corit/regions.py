@@ -53,17 +53,20 @@ def partition(foreground: Float[Array, "b rows columns"]) -> Bool[Array, "b 3 n"
     """
     edge = (foreground > OUTSIDE) & (foreground < INSIDE)
     inside = foreground >= INSIDE
-    wide = jax.lax.reduce_window(
-        edge, np.bool_(False), jax.lax.bitwise_or, window_dimensions=(1, 3, 3), window_strides=(1, 1, 1), padding="SAME"
-    )
+    # The largest of numbers instead of a disjunction of truth values, which ONNX has no pooling for.
+    near = jax.lax.reduce_window(
+        edge.astype(jnp.float32), -jnp.inf, jax.lax.max, window_dimensions=(1, 3, 3), window_strides=(1, 1, 1),
+        padding="SAME",
+    )  # fmt: skip
+    wide = near > 0
 
     def areas(boundary: Bool[Array, "b rows columns"]) -> Bool[Array, "b 3 n"]:
         parts = jnp.stack([inside & ~boundary, boundary, ~inside & ~boundary], axis=1)
         return parts.reshape(*parts.shape[:2], -1)
 
     widened = areas(wide)
-    enough = (widened.sum(axis=-1) >= SMALLEST).all(axis=-1)
-    return jnp.where(enough[:, None, None], widened, areas(edge))
+    enough = (widened.sum(axis=-1) >= SMALLEST).all(axis=-1)[:, None, None]
+    return (enough & widened) | (~enough & areas(edge))  # a choice of truth values is beyond ONNX Runtime
 
 
 def random_partition(patches: int, parts: int, seed: int) -> Bool[np.ndarray, "k n"]:

@@ -4,7 +4,6 @@
     python benchmarks/merge.py --tower ViT-L/14 --layers 2 --gap           # errors at four ranks, in 2 layers
     python benchmarks/merge.py --run mergekit --mergekit-python /tmp/mk/bin/python
     python benchmarks/merge.py scaling --tower ViT-L/14 --method r2m        # over N, layers, width, devices
-    python benchmarks/merge.py simulate                                    # 7 billion parameters, by a cost model
 
 Every contestant is a fresh process, one after another. Wall and CPU time include starting, importing, compiling,
 reading and writing. Memory is sampled every 50 ms over the process and its descendants: "anonymous" leaves out mapped
@@ -339,101 +338,6 @@ def versions(python: Path | None) -> dict[str, str]:
     return found
 
 
-# Simulation
-
-
-def kernel(matrix: Any, rank: int) -> Any:
-    """The discarded tail of one residual, by the merge's own kernel on one CPU device."""
-    import jax
-
-    from r2m_jax.merging.spectral import discarded_tail
-
-    return jax.jit(discarded_tail, static_argnums=1)(matrix, rank)
-
-
-LLAMA_7B = {(4096, 4096): 4 * 32, (4096, 11008): 3 * 32}
-"""Matrices of attention and MLP, smaller side first, and their number."""
-LLAMA_7B_LARGEST = 32000 * 4096
-LLAMA_7B_ELSE = 2 * LLAMA_7B_LARGEST + 65 * 4096
-"""Embeddings, output layer and norms."""
-
-
-def simulate(sizes: Sequence[str], held_out: str, count: int, threads: int, repeat: int) -> Row:
-    """Fit time and workspace of one matrix, check a size left out, add up a tree of Llama-7B's shapes.
-
-    Seconds are a·s³ + b·s²·n + c·bytes and workspace p·4s² + q·bytes, with coefficients of at least zero. Sizes far
-    below those of the tree say little about it: give larger ones where there is time.
-    """
-    if threads:
-        os.environ |= {f"{library}_NUM_THREADS": str(threads) for library in LIBRARIES}  # before NumPy
-    import numpy as np
-    from scipy.optimize import nnls
-
-    def once(size: str) -> Row:
-        s, n = sorted(map(int, size.split("x")))
-        matrix = np.random.default_rng(s * n).standard_normal((s, n), np.float32)
-        np.asarray(kernel(matrix, int(RANK * s)))  # compiles
-        memory = Memory(os.getpid(), 0.005)
-        before = memory.sample()
-        memory.start()
-        seconds = []
-        for _ in range(repeat):
-            start = time.perf_counter()
-            np.asarray(kernel(matrix, int(RANK * s)))
-            seconds.append(time.perf_counter() - start)
-        memory.ended.set()
-        memory.join()
-        return {"size": (s, n), "seconds": statistics.median(seconds), "workspace": memory.anonymous - before}
-
-    def time_terms(s: int, n: int) -> list[float]:
-        return [float(s) ** 3, float(s) ** 2 * n, 4.0 * s * n]
-
-    def space_terms(s: int, n: int) -> list[float]:
-        return [4.0 * s * s, 4.0 * s * n]
-
-    def fit(terms: Callable[[int, int], list[float]], field: str) -> Any:
-        values = np.array([max(row[field], 1e-9) for row in fitted])
-        design = np.array([terms(*row["size"]) for row in fitted]) / values[:, None]  # relative errors count alike
-        scale = np.linalg.norm(design, axis=0)
-        return nnls(design / scale, np.ones(len(fitted)))[0] / scale
-
-    *fitted, check = (once(size) for size in [*sizes, held_out])
-    seconds, space = fit(time_terms, "seconds"), fit(space_terms, "workspace")
-    table = Table(title="One matrix through the kernel", title_justify="left")
-    for name in ("size", "measured s", "model s", "measured / model", "workspace MB", "model MB"):
-        table.add_column(name, justify="right")
-    for row in [*fitted, check]:
-        wanted, room = float(seconds @ time_terms(*row["size"])), float(space @ space_terms(*row["size"]))
-        row |= {"predicted_seconds": wanted, "predicted_workspace": room}
-        name = "{} × {}".format(*row["size"]) + (" (held out)" if row is check else "")
-        times = (f"{row['seconds']:.4f}", f"{wanted:.4f}", f"{row['seconds'] / wanted:.2f}")
-        table.add_row(name, *times, f"{row['workspace'] / 1e6:.1f}", f"{room / 1e6:.1f}")
-    console.print(table)
-    a, b, c = map(float, seconds)
-    parameters = sum(s * n * number for (s, n), number in LLAMA_7B.items()) + LLAMA_7B_ELSE
-    total = count * sum(float(seconds @ time_terms(*size)) * number for size, number in LLAMA_7B.items())
-    total += count * c * 4 * LLAMA_7B_ELSE
-    held = [(count + 2) * 4 * s * n + float(space @ space_terms(s, n)) for s, n in LLAMA_7B]
-    memory = max(*held, (count + 2) * 4 * LLAMA_7B_LARGEST)
-    traffic = 4 * parameters * (count + 2)
-    console.print(f"t = {a:.3g}·s³ + {b:.3g}·s²·n + {c:.3g}·bytes seconds")
-    console.print(
-        f"{parameters / 1e9:.2f} G parameters, N = {count}, every matrix once, one at a time: {total / 60:.0f} min"
-    )
-    console.print(f"Reading all models once and writing the result: {traffic / 1e9:.0f} GB in float32")
-    console.print(f"One leaf of all models and the result, one kernel's workspace: {memory / 1e9:.1f} GB")
-    return {
-        "time": [a, b, c],
-        "workspace": space.tolist(),
-        "fitted": fitted,
-        "held_out": check,
-        "parameters": parameters,
-        "seconds": total,
-        "memory": memory,
-        "traffic": traffic,
-    }
-
-
 # Command line
 
 
@@ -449,7 +353,7 @@ def cases(vary: Sequence[str], base: Mapping[str, int | None]) -> list[dict[str,
 
 
 def main(
-    mode: Annotated[Literal["compare", "prepare", "scaling", "simulate"], typer.Argument()] = "compare",
+    mode: Annotated[Literal["compare", "prepare", "scaling"], typer.Argument()] = "compare",
     tower: Annotated[str, typer.Option(help="tiny, ViT-B/16, ViT-L/14.")] = "tiny",
     layers: Annotated[int | None, typer.Option(help="Of the tower; its own without.")] = None,
     width: Annotated[int | None, typer.Option(help="Of the tower; its own without.")] = None,
@@ -466,8 +370,6 @@ def main(
     repeat: Annotated[int, typer.Option(help="Contestants alternate; the median counts.")] = 1,
     cold: Annotated[bool, typer.Option("--cold", help="Drop the inputs from the page cache before every run.")] = False,
     vary: Annotated[list[str] | None, typer.Option(help="scaling: NAME=VALUE,VALUE; may repeat.")] = None,
-    size: Annotated[list[str] | None, typer.Option(help="simulate: matrices to fit, as 256x1024; may repeat.")] = None,
-    held_out: Annotated[str, typer.Option(help="simulate: the matrix to check by.")] = "1024x4096",
     out: Path = Path("/tmp/merge-bench/results.json"),
 ) -> None:
     """Compare contestants (which prepares the models), or one of the other modes; tables and a JSON file."""
@@ -483,10 +385,7 @@ def main(
     if mode == "prepare":
         print(prepared(work, tower, layers, width, specialists, seed, plain))
         return
-    if mode == "simulate":
-        sizes = size or ["256x256", "256x1024", "512x512", "512x2048", "768x768", "768x3072", "1024x1024"]
-        content["simulation"] = simulate(sizes, held_out, specialists, (threads or [1])[0], max(3, repeat))
-    elif mode == "scaling":
+    if mode == "scaling":
         content["rows"] = scaling(work, tower, layers, width, specialists, seed, method or ["r2m"], vary, repeat, cold)
         show(f"Scaling of ours, {tower}", merged_rows(content["rows"]))
     else:

@@ -36,10 +36,10 @@ from r2m_jax.merging.ranks import Energy, Rank, kept_rank
 
 Kernel = Literal["auto", "gram", "svd", "randomized", "matmul"]
 
-_POWER_ITERATIONS = 6
-_OVERSAMPLING = 16
-_PURIFICATIONS = 120
-_BLOCKS = 4
+POWER_ITERATIONS = 6
+OVERSAMPLING = 16
+PURIFICATIONS = 120
+BLOCKS = 4
 _matmul = partial(jnp.matmul, precision="highest")
 
 
@@ -205,7 +205,7 @@ def _normalised(matrix: Float[Array, "m n"]) -> tuple[Float[Array, "s n"], Float
 
 def _gram(flat: Float[Array, "s n"]) -> Float[Array, "s s"]:
     """W·Wᵀ of which only the lower half is worked out, block by block: 5/8 of the products at four blocks."""
-    size = -(-flat.shape[0] // _BLOCKS)
+    size = -(-flat.shape[0] // BLOCKS)
     parts = [flat[at : at + size] for at in range(0, flat.shape[0], size)]
     rows = [[_matmul(part, other.T) for other in parts[: i + 1]] for i, part in enumerate(parts)]
     full = [[*row, *(rows[j][i].T for j in range(i + 1, len(parts)))] for i, row in enumerate(rows)]
@@ -224,14 +224,14 @@ def _by_svd(flat: Float[Array, "s n"]) -> tuple[Float[Array, "s s"], Float[Array
 
 def _by_range_finder(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s k"]:
     smaller = flat.shape[0]
-    tried = min(smaller, kept + _OVERSAMPLING)
+    tried = min(smaller, kept + OVERSAMPLING)
     # A fixed key: the same matrix gives the same basis, whatever else is merged beside it.
     start = jax.random.normal(jax.random.key(0), (smaller, tried), flat.dtype)
 
     def improve(_: int, found: Float[Array, "s t"]) -> Array:
         return jnp.linalg.qr(_matmul(flat, _matmul(flat.T, found)))[0]
 
-    found = jax.lax.fori_loop(0, _POWER_ITERATIONS, improve, jnp.linalg.qr(start)[0])
+    found = jax.lax.fori_loop(0, POWER_ITERATIONS, improve, jnp.linalg.qr(start)[0])
     inner, _ = _by_gram(_matmul(found.T, flat))
     return _matmul(found, inner[:, :kept])
 
@@ -248,7 +248,7 @@ def _purify(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s s"]:
 
     def unsettled(state: tuple[Array, Array, Array]) -> Array:
         step, _, distance = state
-        return (step < _PURIFICATIONS) & (distance > 1e-9 * smaller)
+        return (step < PURIFICATIONS) & (distance > 1e-9 * smaller)
 
     def purify(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         step, current, _ = state

@@ -3,18 +3,19 @@
 Two passes read the models: the first measures and keeps the bases of the truncated matrices in files of its own, the
 second writes the result. Methods whose coefficients depend on nothing measured (averages, CART) need the second alone.
 What is in memory is the budget, the statistics (a few numbers per matrix) and nothing that grows with the model.
+
+Several processes divide the leaves between them by what they cost. Each reads, measures and writes its own; all know
+the statistics of all, and so resolve the same numbers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,166 +24,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from r2m_jax.errors import InputError
+from r2m_jax.merging.chunks import ALIGNMENT, Chunk, Model, Plan, Write
 from r2m_jax.merging.diagnostics import MergeDiagnostics
-from r2m_jax.merging.engine import Coefficients, Method, apply, check_count, empty_statistics, measure
+from r2m_jax.merging.engine import Coefficients, Method, apply, empty_statistics, measure
 from r2m_jax.merging.ranks import Rank
-from r2m_jax.merging.selection import Select, Unit, attention_and_mlp, units
 from r2m_jax.merging.spectral import Kernel, wide_arithmetic
-from r2m_jax.merging.statistics import Entry, Statistics, entries
-from r2m_jax.trees import same_structure
+from r2m_jax.merging.statistics import Statistics
 
-MEMORY = 320 * 2**20
-"""Default budget in bytes for a chunk of all models, counted in float64, in which it is worked with."""
-
-ALIGNMENT = 64
-"""Of buffers, in bytes."""
+Exchange = Callable[[Mapping[str, np.ndarray]], Sequence[Mapping[str, np.ndarray]]]
+"""Takes what this process has, returns what each process has; all call it at the same point."""
 
 
-class Readable(Protocol):
-    """A tensor in a file."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """As stored."""
-
-    def read_into(self, out: np.ndarray, rows: slice | None = None) -> None:
-        """Fill an array with the tensor, or with rows of its first axis."""
-
-
-Model = Mapping[str, Readable]
-Write = Callable[[str, np.ndarray, int], None]
-"""``write(path, array, row)``: these are the leaf's values from ``row`` of its first axis on."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of a unit: one layer of a stack, some rows of a large leaf, or all of it."""
-
-    unit: Unit
-    row: int  # of the statistics
-    start: int
-    stop: int
-    whole: bool
-    size: int
-
-    def read_into(self, model: Model, out: np.ndarray) -> None:
-        """Fill ``out`` with the values, side by side where the unit has several leaves."""
-        rows = None if self.whole else slice(self.start, self.stop)
-        if self.unit.axis is None:
-            model[self.unit.paths[0]].read_into(out, rows)
-            return
-        widths = np.cumsum([model[path].shape[self.unit.axis] for path in self.unit.paths])[:-1]
-        for path, part in zip(self.unit.paths, np.split(out, widths, axis=self.unit.axis), strict=True):
-            model[path].read_into(part, rows)
-
-    def write(self, values: np.ndarray, model: Model, write: Write) -> None:
-        """The inverse of :meth:`read_into`, into the result."""
-        shapes = [model[path].shape for path in self.unit.paths]
-        if self.unit.axis is None:
-            write(self.unit.paths[0], values.reshape(self.stop - self.start, *shapes[0][1:]), self.start)
-            return
-        widths = np.cumsum([shape[self.unit.axis] for shape in shapes])[:-1]
-        for path, part in zip(self.unit.paths, np.split(values, widths, axis=self.unit.axis), strict=True):
-            write(path, part.reshape(-1, *model[path].shape[1:]), self.start)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Pieces of one shape and rank, which go through one compiled function together."""
-
-    pieces: tuple[Piece, ...]
-    rank: Rank | None
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Of the statistics."""
-        return np.asarray([piece.row for piece in self.pieces])
-
-    def read_into(self, models: Sequence[Model], room: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """θ₀ ``[pieces, *shape]`` and the specialists ``[pieces, N, *shape]``, in the bytes of ``room``."""
-        first = self.pieces[0]
-        shape = first.unit.shape if first.unit.matrix else (first.size,)
-        dtype = _common(models, first.unit)
-        many, each = len(self.pieces) * (len(models) - 1), len(self.pieces) * first.size * dtype.itemsize
-        theta0 = room[:each].view(dtype).reshape(len(self.pieces), *shape)
-        start = -(-each // ALIGNMENT) * ALIGNMENT
-        stack = room[start : start + many * first.size * dtype.itemsize].view(dtype)
-        thetas = stack.reshape(len(self.pieces), len(models) - 1, *shape)
-        for place, piece in enumerate(self.pieces):
-            piece.read_into(models[0], theta0[place])
-            for number, model in enumerate(models[1:]):
-                piece.read_into(model, thetas[place, number])
-        return theta0, thetas
-
-    def bytes(self, models: Sequence[Model]) -> int:
-        """The room it takes."""
-        first = self.pieces[0]
-        return (len(models) * len(self.pieces) * first.size) * _common(models, first.unit).itemsize + ALIGNMENT
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is read together, in order, and what the rows of the statistics are."""
-
-    chunks: tuple[Chunk, ...]
-    where: tuple[Entry, ...]
-    count: int
-
-
-def plan(
-    method: Method,
-    base: Model,
-    specialists: Sequence[Model],
-    *,
-    select: Select = attention_and_mlp,
-    fused_qkv: bool = False,
-    memory: int = MEMORY,
-    devices: int = 1,
-) -> Plan:
-    """Cut models into chunks.
-
-    Args:
-        method: decides what is truncated, and how far.
-        base, specialists: tensors by path, of the same paths and shapes.
-        select, fused_qkv: see :func:`~r2m_jax.merging.selection.units`.
-        memory: budget in bytes for a chunk of all models; a chunk holds at least one matrix.
-        devices: chunks have matrices for all of them where the budget allows.
-
-    Raises:
-        InputError: there is no specialist, or one lacks a tensor, has another, or one of another shape.
-    """
-    check_count(method, len(specialists))
-    for number, model in enumerate(specialists):
-        same_structure(base, model, f"specialist {number}")
-    parts = units(base, select, fused_qkv)
-    models = len(specialists) + 1
-    batches: dict[tuple[Any, ...], list[Piece]] = {}
-    row = 0
-    for unit in parts:
-        for piece in _pieces(unit, base, row, memory // (8 * models)):
-            shape = unit.shape if unit.matrix else piece.size
-            batches.setdefault((method.rank_at(unit), unit.axis, _common([base], unit), shape), []).append(piece)
-        row += unit.layers
-    chunks = []
-    for (rank, *_), pieces in batches.items():
-        most = max(1, memory // (8 * models * max(1, pieces[0].size)))
-        each = _alike(len(pieces), most, devices // math.gcd(devices, len(specialists)) if rank is not None else 1)
-        chunks += [Chunk(tuple(pieces[at : at + each]), rank) for at in range(0, len(pieces), each)]
-    return Plan(tuple(chunks), tuple(entries(parts)), len(specialists))
-
-
-def _alike(total: int, most: int, multiple: int) -> int:
-    """How many pieces go into a chunk: at most so many, a multiple for the devices, and chunks of one length.
-
-    A last chunk of another length would be compiled for by itself.
-    """
-    most = min(total, most)
-    fitting = [each for each in range(most, max(most // 2, 1) - 1, -1) if each % multiple == 0] or [most]
-    return next((each for each in fitting if total % each == 0), fitting[0])
+def alone(mine: Mapping[str, np.ndarray]) -> Sequence[Mapping[str, np.ndarray]]:
+    """The :data:`Exchange` of the only process."""
+    return [mine]
 
 
 def measure_stream(
@@ -196,8 +51,9 @@ def measure_stream(
     kernel: Kernel = "auto",
     mesh: Mesh | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    exchange: Exchange = alone,
 ) -> Statistics:
-    """First pass: the statistics of all entries, in float64; bases of tails go to ``scratch``.
+    """First pass: the statistics of all entries of all processes, in float64; bases of tails go to ``scratch``.
 
     Chunks already in ``scratch`` are not measured again, so that an interrupted merge goes on where it was.
 
@@ -225,7 +81,9 @@ def measure_stream(
         with np.load(scratch / f"{number}.npz") as held:
             for name, sums in total._asdict().items():
                 np.add.at(sums, chunk.rows, held[name])
-    return total
+    # Every row is of one process, and zero in the others: nothing is rounded.
+    each = exchange(total._asdict())
+    return Statistics(**{name: np.sum([theirs[name] for theirs in each], axis=0) for name in total._fields})
 
 
 def apply_stream(
@@ -242,6 +100,8 @@ def apply_stream(
     kernel: Kernel = "auto",
     mesh: Mesh | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    skip: Container[int] = (),
+    written: Callable[[int], None] = lambda number: None,
 ) -> None:
     """Second pass: θ* chunk by chunk.
 
@@ -252,14 +112,18 @@ def apply_stream(
         scratch: of the first pass; None if there was none.
         dtype: of the result; the base's when omitted.
         advance: told how many pieces are done.
+        skip: numbers of chunks that need not be worked on.
+        written: told the number of a chunk all of which was given to ``write``, in the same thread.
 
     Raises:
         InputError: a value is NaN or Inf, or becomes so in ``dtype``.
     """
     weights = method.weights(cut.count)
     tasks, tails = np.asarray(coefficients.task), np.asarray(coefficients.tail)
+    todo = [number for number in range(len(cut.chunks)) if number not in skip]
     with write_behind(base, write) as put:
-        for number, values in read_ahead(cut.chunks, [base, *specialists]):
+        for place, values in read_ahead([cut.chunks[number] for number in todo], [base, *specialists]):
+            number = todo[place]
             chunk = cut.chunks[number]
             kept = None if scratch is None or chunk.rank is None else np.load(scratch / f"{number}.npy")
             target = np.dtype(dtype or base[chunk.pieces[0].unit.paths[0]].dtype)
@@ -268,7 +132,7 @@ def apply_stream(
                 out, finite = _apply(weights, chunk.rank, *_placed(values, mesh), kept, rows, target, kernel, mesh)
             if not bool(finite):
                 raise culprit(chunk, values, names, np.asarray(out))
-            put(chunk, np.asarray(out))
+            put(chunk, np.asarray(out), partial(written, number))
             advance(len(chunk.pieces))
 
 
@@ -344,46 +208,24 @@ def _aligned(size: int) -> np.ndarray:
 
 
 @contextmanager
-def write_behind(base: Model, write: Write) -> Iterator[Callable[[Chunk, np.ndarray], None]]:
-    """``put(chunk, values)``: written while the next chunk is worked on; all is written when the block ends."""
+def write_behind(base: Model, write: Write) -> Iterator[Callable[..., None]]:
+    """``put(chunk, values, then)``: written while the next chunk is worked on; all is written when the block ends."""
     with ThreadPoolExecutor(1) as writer:
         pending: list[Future[None]] = []
 
-        def every_piece(chunk: Chunk, values: np.ndarray) -> None:
+        def every_piece(chunk: Chunk, values: np.ndarray, then: Callable[[], None]) -> None:
             for piece, part in zip(chunk.pieces, values, strict=True):
                 piece.write(part, base, write)
+            then()
 
-        def put(chunk: Chunk, values: np.ndarray) -> None:
+        def put(chunk: Chunk, values: np.ndarray, then: Callable[[], None] = lambda: None) -> None:
             while pending:  # one at a time: memory is bounded, and what went wrong is heard of
                 pending.pop().result()
-            pending.append(writer.submit(every_piece, chunk, values))
+            pending.append(writer.submit(every_piece, chunk, values, then))
 
         yield put
         while pending:
             pending.pop().result()
-
-
-def _pieces(unit: Unit, base: Model, row: int, most: int) -> Iterator[Piece]:
-    shape = base[unit.paths[0]].shape
-    if unit.layers > 1:
-        if math.prod(shape[: len(shape) - len(unit.shape)]) != shape[0]:
-            raise InputError(f"{unit.name} has shape {shape}; stacks of layers have one leading axis.")
-        for layer in range(unit.layers):
-            yield Piece(unit, row + layer, layer, layer + 1, False, unit.size)
-        return
-    length = shape[0] if shape else 1
-    rows = max(1, most * length // max(1, unit.size))
-    if unit.matrix or rows >= length:
-        yield Piece(unit, row, 0, length, True, unit.size)
-        return
-    for start in range(0, length, rows):
-        stop = min(length, start + rows)
-        yield Piece(unit, row, start, stop, False, (stop - start) * unit.size // length)
-
-
-def _common(models: Sequence[Model], unit: Unit) -> np.dtype:
-    """The dtype that holds what all models store of a unit."""
-    return np.result_type(*(model[path].dtype for model in models for path in unit.paths))
 
 
 def culprit(

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from r2m_jax.merging.streaming import Model, Plan, Write, culprit, read_ahead, write_behind
+from r2m_jax.merging.chunks import Model, Plan, Write
+from r2m_jax.merging.streaming import Exchange, alone, culprit, read_ahead, write_behind
 from r2m_jax.merging.ties import agreed, check, kept_entries, trim, vote
 
 _SAMPLE = 2**22
@@ -41,13 +42,15 @@ def ties_stream(
     names: Sequence[str],
     dtype: np.dtype | None = None,
     advance: Callable[[int], None] = lambda done: None,
+    exchange: Exchange = alone,
 ) -> Float[np.ndarray, " n"]:
-    """Write the merge of :func:`r2m_jax.merging.ties.ties`, chunk by chunk.
+    """Write the merge of :func:`r2m_jax.merging.ties.ties`, chunk by chunk; of several processes, this one's part.
 
     Args:
-        cut: of a method that truncates nothing (:func:`r2m_jax.merging.streaming.plan`).
+        cut: of a method that truncates nothing (:func:`r2m_jax.merging.chunks.plan`).
         base, specialists, write, names, dtype, advance: as in :func:`r2m_jax.merging.streaming.apply_stream`.
         density, scale, variant: of TIES.
+        exchange: tells what is counted in every process; thresholds are those of all leaves of all.
 
     Returns:
         The threshold of every task vector.
@@ -56,11 +59,15 @@ def ties_stream(
         InputError: a setting is out of range, or a value is NaN or Inf.
     """
     check(density, variant)
-    size = sum(piece.size for chunk in cut.chunks for piece in chunk.pieces)
+    own = np.asarray(sum(piece.size for chunk in cut.chunks for piece in chunk.pieces), np.int64)
+    size = sum(int(theirs["size"]) for theirs in exchange({"size": own}))
     kept = kept_entries(size, density)
-    least, majority = _thresholds(cut, [base, *specialists], names, kept, size, advance)
+    least, majority = _thresholds(cut, [base, *specialists], names, kept, size, advance, exchange)
     while True:
-        votes, undecided = _merge(cut, base, specialists, write, least, majority, scale, variant, names, dtype, advance)
+        mine = _merge(cut, base, specialists, write, least, majority, scale, variant, names, dtype, advance)
+        each = exchange(dict(zip(("votes", "undecided"), map(np.asarray, mine), strict=True)))
+        votes = sum(float(theirs["votes"]) for theirs in each)
+        undecided = any(bool(theirs["undecided"]) for theirs in each)
         # Only entries that cancel exactly ask for the majority's sign. Counting it takes the thresholds, so it is
         # guessed from the sample, counted on the way, and the pass repeated should the guess have been wrong.
         if not undecided or np.sign(votes) == majority:
@@ -75,9 +82,10 @@ def _thresholds(
     kept: int,
     size: int,
     advance: Callable[[int], None],
+    exchange: Exchange,
 ) -> tuple[Float[np.ndarray, " n"], float]:
     """The thresholds, exactly, and the sign most places have, as far as a sample tells."""
-    parts = _drawn(cut, models, size)
+    parts = _everyones(_drawn(cut, models, size), len(names), exchange)
     signed = np.concatenate(parts, axis=1)
     sample = np.sort(np.abs(signed), axis=1)[:, ::-1]
     drawn = sample.shape[1]
@@ -87,7 +95,10 @@ def _thresholds(
         first, last = int(share * drawn - width), int(share * drawn + width)
         high = sample[:, first] if first >= 0 else np.full(len(sample), np.inf, np.float32)
         low = sample[:, last] if last < drawn else np.zeros(len(sample), np.float32)
-        above, inside = _count(cut, models, names, low, high, advance)
+        counted, kept_inside = _count(cut, models, names, low, high, advance)
+        each = exchange({"above": counted, **{str(number): part for number, part in enumerate(kept_inside)}})
+        above = np.sum([theirs["above"] for theirs in each], axis=0)
+        inside = [np.concatenate([theirs[str(number)] for theirs in each]) for number in range(len(names))]
         places = kept - above
         if all(0 < place <= len(found) for place, found in zip(places, inside, strict=True)):
             least = np.asarray(
@@ -112,6 +123,17 @@ def _drawn(cut: Plan, models: Sequence[Model], size: int) -> list[np.ndarray]:
             flat = values.reshape(len(models), -1)
             parts.append(flat[1:] - flat[0])
     return parts
+
+
+def _everyones(parts: Sequence[np.ndarray], count: int, exchange: Exchange) -> list[np.ndarray]:
+    """The rows that all processes drew."""
+    each = exchange(
+        {
+            "values": np.concatenate([np.empty((count, 0), np.float32), *parts], axis=1),
+            "ends": np.cumsum([0, *(part.shape[1] for part in parts)])[1:],
+        }
+    )
+    return [part for theirs in each for part in np.split(theirs["values"], theirs["ends"][:-1], axis=1)]
 
 
 def _deviation(parts: Sequence[np.ndarray], threshold: np.ndarray, share: float) -> float:
@@ -165,7 +187,7 @@ def _count(
                 above[index] += over
                 inside[index] += found
             advance(len(cut.chunks[number].pieces))
-    return above, [np.concatenate(found) for found in inside]
+    return above, [np.concatenate([np.empty(0, np.float32), *found]) for found in inside]
 
 
 def _merge(

@@ -9,9 +9,10 @@ from r2m_jax.checkpoints.tensors import LazyTensor, SafetensorsWriter, ShapeDtyp
 from r2m_jax.merging import cart, r2m, task_arithmetic, ties, weight_averaging
 from r2m_jax.merging.averaging import WeightAveraging
 from r2m_jax.merging.cart import Cart
+from r2m_jax.merging.chunks import plan
 from r2m_jax.merging.r2m import R2M
 from r2m_jax.merging.ranks import Energy
-from r2m_jax.merging.streaming import apply_stream, measure_stream, plan, resolve
+from r2m_jax.merging.streaming import apply_stream, measure_stream, resolve
 from r2m_jax.merging.sweep import Sweep
 from r2m_jax.merging.task_arithmetic import TaskArithmetic
 from r2m_jax.merging.ties_streaming import ties_stream

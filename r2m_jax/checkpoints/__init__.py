@@ -3,6 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
+from r2m_jax.checkpoints.convolutional import load_convolutional, save_convolutional
 from r2m_jax.checkpoints.corit import load_corit, save_corit
 from r2m_jax.checkpoints.directory import load_detector, read_config, save_detector
 from r2m_jax.checkpoints.preprocessing import image_processor
@@ -14,5 +15,6 @@ def tiny_base() -> Path:
 
 
 __all__ = [
-    "image_processor", "load_corit", "load_detector", "read_config", "save_corit", "save_detector", "tiny_base",
+    "image_processor", "load_convolutional", "load_corit", "load_detector", "read_config", "save_convolutional",
+    "save_corit", "save_detector", "tiny_base",
 ]  # fmt: skip

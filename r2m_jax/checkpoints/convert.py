@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,22 @@ from typing import Any, Literal
 import numpy as np
 
 from r2m_jax.checkpoints import provenance
+from r2m_jax.checkpoints.convolutional import (
+    assemble_convolutional,
+    recognise_convolutional,
+    save_convolutional,
+)
 from r2m_jax.checkpoints.directory import PROJECTION, cast, write_directory
 from r2m_jax.checkpoints.foreign import Parts, recognise
 from r2m_jax.checkpoints.inference import infer_config
-from r2m_jax.checkpoints.names import assemble, disassemble
-from r2m_jax.checkpoints.preprocessing import CLIP_MEAN, CLIP_STD, HALF, image_processor
-from r2m_jax.checkpoints.sources import Source, open_source
+from r2m_jax.checkpoints.names import assemble, disassemble, stored_name
+from r2m_jax.checkpoints.preprocessing import BLACK, CLIP_MEAN, CLIP_STD, HALF, UNIT, image_processor
+from r2m_jax.checkpoints.sharded import finite
+from r2m_jax.checkpoints.sources import ORBAX, Source, open_source
 from r2m_jax.checkpoints.tensors import LazyTensor, names_in_words
 from r2m_jax.errors import InputError
 from r2m_jax.models import Params, init_head, parameter_shapes
+from r2m_jax.models.convolutional import ConvolutionalDetector, Plan, plan_name, trained_parameters
 from r2m_jax.trees import count_parameters, refuse_non_finite
 
 Normalisation = Literal["auto", "clip", "half"]
@@ -57,15 +65,15 @@ def convert(
     ignore: Sequence[str] = (),
     overwrite: bool = False,
 ) -> ConversionReport:
-    """Convert a checkpoint to a model directory.
+    """Convert a checkpoint to a model directory; an Orbax store in the memory that one tensor takes.
 
     Args:
         source: see :func:`~r2m_jax.checkpoints.sources.open_source`.
         target: the directory to make.
         base: where the source lacks a tower, a config or processing, it is taken from this one (any source).
         dtype: of the parameters written; None keeps what is stored.
-        activation: ``quick_gelu`` or ``gelu`` for sources without a config (quick_gelu when omitted, as in
-            OpenAI's weights, which DeepfakeBench and DF40 fine-tune).
+        activation: ``quick_gelu`` or ``gelu`` for sources without a config (when omitted gelu for a ViT, else
+            quick_gelu, as in OpenAI's weights, which DeepfakeBench and DF40 fine-tune).
         normalisation: of 0…1 RGB: ``clip`` (OpenAI's mean and std), ``half`` (0.5, DeepfakeBench and DF40), or
             ``auto``: the source's own, else half for DeepfakeBench names and clip for others.
         ignore: regular expressions of tensor names to leave out.
@@ -80,6 +88,11 @@ def convert(
     opened = open_source(source)
     report = ConversionReport(opened.kind)
     tensors = _without_ignored(opened.tensors, ignore, report)
+    if found := recognise_convolutional(tensors):
+        if base or activation:
+            raise InputError(f"{source} is a convolutional network, which takes no --base and no --activation.")
+        _convert_convolutional(opened, tensors, *found, report, target, source, dtype, normalisation, overwrite)
+        return report
     parts = recognise(tensors, source)
     report.kind = f"{opened.kind}, {parts.layout.replace('_', ' ')} names"
     if parts.unmatched:
@@ -90,16 +103,20 @@ def convert(
     beside = open_source(base) if base else None
     base_parts = recognise(beside.tensors, str(base)) if beside else None
     config, tower = _tower(opened, parts, beside, base_parts, activation, source, report)
-    params = assemble(tower, {"backbone": parameter_shapes(config)["backbone"]}, source)
     projection = parts.projection or (base_parts.projection if base_parts else None)
-    params["head"] = _head(parts, projection, config.hidden_size, source, report)
-    refuse_non_finite(params, source)
+    head = _head(parts, projection, config.hidden_size, source, report)
+    if opened.kind == ORBAX and parts.tower:
+        written = _one_by_one(tower, head, config, dtype, source)
+        report.parameters = sum(math.prod(tensor.shape) for tensor in written.values())
+    else:
+        params = assemble(tower, {"backbone": parameter_shapes(config)["backbone"]}, source) | {"head": head}
+        refuse_non_finite(params, source)
+        written = disassemble(cast(params, dtype))
+        report.parameters = count_parameters(params)
     processor = _processor(opened, parts, beside, config.image_size, normalisation, report)
 
     report.matched = [(name, ours) for ours, name in parts.sources.items()]
     report.left_out = sorted(parts.left_out.items())
-    report.parameters = count_parameters(params)
-    written = disassemble(cast(params, dtype))
     if projection is not None:
         written[PROJECTION] = projection
     files = opened.files + (beside.files if beside else [])
@@ -120,6 +137,58 @@ def convert(
         overwrite=overwrite,
     )
     return report
+
+
+def _one_by_one(
+    tower: dict[str, LazyTensor], head: Params, config: Any, dtype: str | None, source: str
+) -> dict[str, LazyTensor]:
+    """What is written of tensors that are to stay unread until then."""
+    held = {stored_name(name): tensor for name, tensor in tower.items()}
+    held["head.weight"], held["head.bias"] = LazyTensor.of(head["kernel"].T), LazyTensor.of(head["bias"])
+    wanted = disassemble(parameter_shapes(config))
+    for name in sorted(wanted.keys() | held.keys()):
+        there, needed = (side[name].shape if name in side else None for side in (held, wanted))
+        if there != needed:
+            raise InputError(f"{source}: {name} has shape {there}, but this architecture needs {needed}.")
+    return finite(held, None if dtype is None else np.dtype(dtype), source)
+
+
+def _convert_convolutional(
+    opened: Source,
+    tensors: dict[str, LazyTensor],
+    plan: Plan,
+    names: dict[str, str],
+    report: ConversionReport,
+    target: Path,
+    source: str,
+    dtype: str | None,
+    normalisation: Normalisation,
+    overwrite: bool,
+) -> None:
+    """A network of a plan that ships, whose tensors were told by their order and shapes."""
+    params = assemble_convolutional({ours: tensors[name] for name, ours in names.items()}, plan, source)
+    refuse_non_finite(params, source)
+    report.kind = f"{opened.kind}, convolutional network {plan_name(plan)}"
+    report.matched = list(names.items())
+    report.left_out = [(name, "count of batches, which nothing reads") for name in tensors if name not in names]
+    report.inferred.append("layers: by the order of the file's tensors and their shapes")
+    report.parameters = count_parameters(trained_parameters(params))
+    mean, std = {"auto": (BLACK, UNIT), "clip": (CLIP_MEAN, CLIP_STD), "half": (HALF, HALF)}[normalisation]
+    if normalisation == "auto":
+        report.inferred.append("normalisation: none beside 0…1 (the source says none; --normalisation for others)")
+    save_convolutional(
+        ConvolutionalDetector.create(plan, cast(params, dtype), image_processor(plan.image_size, mean, std)),
+        target,
+        provenance=provenance.record(
+            "converted",
+            inputs=provenance.input_hashes(opened.files),
+            recipe={"source": source, "dtype": dtype, "normalisation": normalisation},
+            source_kind=report.kind,
+            head="stored",
+            inferred=report.inferred,
+        ),
+        overwrite=overwrite,
+    )
 
 
 def _without_ignored(
@@ -149,7 +218,7 @@ def _tower(
         opened, parts = beside, base_parts
     config = opened.config or (beside.config if beside else None)
     if config is None:
-        config, inferred = infer_config(parts.tower, activation or "quick_gelu", source)
+        config, inferred = infer_config(parts.tower, activation, source)
         report.inferred += inferred
     elif activation and activation != config.hidden_act:
         raise InputError(f"--activation {activation} contradicts the config, which says {config.hidden_act}.")
@@ -188,6 +257,17 @@ def _head(parts: Parts, projection: LazyTensor | None, d: int, source: str, repo
     return {"kernel": np.ascontiguousarray(weight.T), "bias": bias}
 
 
+def _cropping(processor: Any, size: int, report: ConversionReport) -> Any:
+    """A processor that resizes the shorter side and crops; a ViT's, which squashes images to a square, becomes one."""
+    if "shortest_edge" in dict(processor.size):
+        return processor
+    report.inferred.append(
+        f"processing: the shorter side is resized to {size} px (bicubic) and the centre cropped, where the source "
+        "resizes both sides to a square; the same for square images but for the filter"
+    )
+    return image_processor(size, processor.image_mean, processor.image_std)
+
+
 def _processor(
     opened: Source,
     parts: Parts,
@@ -198,9 +278,12 @@ def _processor(
 ) -> Any:
     if normalisation == "auto":
         if opened.processor is not None:
-            return opened.processor
+            return _cropping(opened.processor, size, report)
         if parts.layout == "deepfakebench":
             report.inferred.append("normalisation: mean = std = 0.5, as DeepfakeBench and DF40 train")
+            return image_processor(size, HALF, HALF)
+        if parts.layout == "vit" and (beside is None or beside.processor is None):
+            report.inferred.append("normalisation: mean = std = 0.5, as ViTs of the hub take")
             return image_processor(size, HALF, HALF)
         if beside is not None and beside.processor is not None:
             report.inferred.append("normalisation: the base's")

@@ -1,44 +1,50 @@
 """Model directories: ``config.json``, ``model.safetensors``, ``preprocessor_config.json``, ``r2m.json``.
 
-``transformers.CLIPVisionModel.from_pretrained(DIR)`` reads the same files and gives the same pooled output.
+``transformers.CLIPVisionModel.from_pretrained(DIR)``, of a ViT ``ViTModel``, reads the same files and gives the same
+pooled output (a ViT's is the class token of its last hidden state).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import preprocessing, provenance
-from r2m_jax.checkpoints.names import PREFIX, assemble, disassemble
+from r2m_jax.checkpoints.compressed import open_tensors
+from r2m_jax.checkpoints.names import assemble, disassemble, tower_name
 from r2m_jax.checkpoints.tensors import (
     INDEX_FILE,
     MAX_SHARD_BYTES,
     LazyTensor,
     SafetensorsWriter,
-    open_safetensors,
-    safetensors_files,
 )
 from r2m_jax.errors import InputError
-from r2m_jax.models import Params, TowerOptions, check_config, parameter_shapes
+from r2m_jax.models import Params, TowerOptions, check_config, family_of, parameter_shapes
 from r2m_jax.models.detector import Detector
+from r2m_jax.parallel import common_directory
 from r2m_jax.trees import flatten, refuse_non_finite, same_structure
 
 CONFIG_FILE = "config.json"
 CORIT_FILE = "corit.json"
 """Switches of a CoRIT detector (:mod:`r2m_jax.checkpoints.corit`); no other directory has it."""
+CONVOLUTIONAL: Mapping[str, Any] = {"architectures": ["R2MConvolutional"], "model_type": "r2m_convolutional"}
+"""What ``config.json`` calls a convolutional network (:mod:`r2m_jax.checkpoints.convolutional`)."""
+_BESIDE = re.compile(r"(.*\.)?embeddings\.(position_ids|mask_token)|pooler\..*")
 PROJECTION = "visual_projection.weight"
 """CLIP's map from pooled output to the image-text space: kept in a base, no part of a detector."""
 
 
 def read_config(directory: Path) -> Any:
-    """The ``CLIPVisionConfig`` of a Hugging Face directory (also from inside a whole CLIP model's config).
+    """The ``CLIPVisionConfig`` or ``ViTConfig`` of a Hugging Face directory (from inside a whole CLIP's too).
 
     Raises:
         InputError: the file is missing, malformed, or describes a tower that cannot be built.
@@ -48,23 +54,39 @@ def read_config(directory: Path) -> Any:
 
 
 def parse_config(settings: Mapping[str, Any], where: str) -> Any:
-    """A ``CLIPVisionConfig`` from the JSON object that ``where`` holds.
+    """A ``CLIPVisionConfig``, or ``ViTConfig``, from the JSON object that ``where`` holds.
 
     Raises:
         InputError: it is malformed, or describes a tower that cannot be built.
     """
+    refuse_convolutional(settings, where)
     settings = settings.get("vision_config", settings)
     if "hidden_size" not in settings or "patch_size" not in settings:
         raise InputError(f"{where} describes no CLIP vision tower (it lacks hidden_size or patch_size).")
-    from transformers import CLIPVisionConfig
+    import transformers
 
+    family = family_of(settings.get("model_type"))
     try:
-        config = CLIPVisionConfig.from_dict(settings)
+        config = getattr(transformers, family.config).from_dict(settings)
     except Exception as error:  # transformers' strict configs raise classes of their own, by version
         reason = " ".join(str(error).split())
-        raise InputError(f"{where} is not a valid CLIPVisionConfig ({reason}).") from None
+        raise InputError(f"{where} is not a valid {family.config} ({reason}).") from None
     check_config(config, where)
     return config
+
+
+def refuse_convolutional(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse the settings of a convolutional network where those of a CLIP vision tower are wanted.
+
+    Raises:
+        InputError: ``where`` holds them; the message says what takes them.
+    """
+    if settings.get("model_type") == CONVOLUTIONAL["model_type"]:
+        raise InputError(
+            f"{where} is that of a convolutional network, not of a CLIP vision tower; "
+            "r2m_jax.checkpoints.load_convolutional reads it, and no merge takes it, for averaged statistics of batch "
+            "normalisation do not fit averaged weights."
+        )
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -80,9 +102,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def open_weights(directory: Path) -> dict[str, LazyTensor]:
-    """The tensors of a model directory, unread, in one file or in shards."""
-    files = safetensors_files(directory)
-    return open_safetensors(files[0])
+    """The tensors of a model directory, unread, in one file or in shards, rebuilt from what they are stored as."""
+    return open_tensors(directory)
 
 
 def refuse_corit(directory: Path) -> None:
@@ -93,22 +114,19 @@ def refuse_corit(directory: Path) -> None:
     """
     if (Path(directory) / CORIT_FILE).exists():
         raise InputError(
-            f"{directory} is a CoRIT model, which scores an image together with self-blended copies of it; only "
-            "`r2m eval` and r2m_jax.checkpoints.load_corit take it."
+            f"{directory} is a CoRIT model, which scores an image together with self-blended copies of it; `r2m eval`, "
+            "predict, export and info take it, and r2m_jax.checkpoints.load_corit."
         )
 
 
 def open_detector_weights(directory: Path) -> dict[str, LazyTensor]:
-    """The tensors that make a detector, unread, by their names without :data:`~r2m_jax.checkpoints.names.PREFIX`.
+    """The tensors that make a detector, unread, by the names of :mod:`r2m_jax.checkpoints.names`.
 
-    Files are written with the prefix and without it (transformers changed its mind); what some carry beside a tower and
-    a head (the projection, position numbers) is left out.
+    Files are written with a prefix and without it (transformers changed its mind); what some carry beside a tower and
+    a head (the projection, position numbers, a ViT's pooler) is left out.
     """
-    return {
-        name.removeprefix(PREFIX): tensor
-        for name, tensor in open_weights(directory).items()
-        if name != PROJECTION and not name.endswith("embeddings.position_ids")
-    }
+    named = {tower_name(name): tensor for name, tensor in open_weights(directory).items() if name != PROJECTION}
+    return {name: tensor for name, tensor in named.items() if not _BESIDE.fullmatch(name)}
 
 
 def load_detector(path: str | Path, *, dtype: str | None = "float32", options: TowerOptions | None = None) -> Detector:
@@ -217,14 +235,16 @@ def write_directory(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     beside: Mapping[str, Any] | None = None,
+    called: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the files of a model directory from tensors already in Hugging Face names and layout.
 
-    ``beside`` are further JSON files, content by name.
+    ``beside`` are further JSON files, content by name; ``called`` is what ``config.json`` says the model is,
+    that of its family when None.
     """
     with directory_in_parts(
         path, config=config.to_dict(), tensors=tensors, processing=preprocessing.processor_settings(processor),
-        overwrite=overwrite, max_shard_bytes=max_shard_bytes, beside=beside,
+        overwrite=overwrite, max_shard_bytes=max_shard_bytes, beside=beside, called=called,
     ) as (writer, made):  # fmt: skip
         for name, tensor in tensors.items():
             writer.write(name, tensor.read())
@@ -241,13 +261,19 @@ def directory_in_parts(
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     beside: Mapping[str, Any] | None = None,
+    called: Mapping[str, Any] | None = None,
+    shares: Sequence[Collection[str]] | None = None,
+    kept: Path | None = None,
 ) -> Iterator[tuple[SafetensorsWriter, dict[str, Any]]]:
     """A model directory whose tensors are written in any order; it appears when the block ends, whole.
 
     Args:
-        path, overwrite, max_shard_bytes, beside: as in :func:`write_directory`.
+        path, overwrite, max_shard_bytes, beside, called: as in :func:`write_directory`.
         config, processing: content of ``config.json`` and ``preprocessor_config.json``.
         tensors: their shapes and dtypes, in Hugging Face names and layout.
+        shares: names that each process of the computation writes, where all of them take part; by default the caller
+            writes all, and no other process enters.
+        kept: see :func:`r2m_jax.atomic.atomic_directory`.
 
     Yields:
         What tensors are written to, and the provenance, to be filled.
@@ -255,12 +281,16 @@ def directory_in_parts(
     Raises:
         InputError: the place is taken or cannot be written.
     """
-    settings = dict(config) | {"architectures": ["CLIPVisionModel"], "model_type": "clip_vision_model"}
+    family = family_of(config.get("model_type"))
+    settings = dict(config) | dict(called or {"architectures": [family.model], "model_type": family.model_type})
     made: dict[str, Any] = {}
-    with atomic_directory(path, overwrite) as aside:
-        writer = SafetensorsWriter(aside, tensors, max_shard_bytes)
+    own = 0 if shares is None else jax.process_index()
+    with (atomic_directory if shares is None else common_directory)(path, overwrite, kept) as aside:
+        writer = SafetensorsWriter(aside, tensors, max_shard_bytes, shares=shares, own=own)
         yield writer, made
         writer.close()
+        if own:
+            return
         for file, content in (
             (CONFIG_FILE, settings),
             (preprocessing.FILE, processing),
@@ -290,6 +320,7 @@ __all__ = [
     "read_config",
     "read_json_object",
     "read_provenance",
+    "refuse_convolutional",
     "refuse_corit",
     "save_detector",
     "write_directory",

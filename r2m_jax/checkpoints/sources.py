@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from r2m_jax.checkpoints import preprocessing
+from r2m_jax.checkpoints.compressed import open_tensors
 from r2m_jax.checkpoints.directory import CONFIG_FILE, read_config, read_json_object
+from r2m_jax.checkpoints.sharded import is_sharded, open_parameters, stored_files
 from r2m_jax.checkpoints.single_file import read_description
 from r2m_jax.checkpoints.tensors import (
     INDEX_FILE,
@@ -19,6 +21,9 @@ from r2m_jax.checkpoints.tensors import (
 )
 from r2m_jax.checkpoints.torch_pickle import is_torch_file, read_torch_file
 from r2m_jax.errors import InputError
+
+ORBAX = "Orbax store"
+"""Kind of a source whose tensors are read one by one."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TORCH_FILE = "pytorch_model.bin"
@@ -50,13 +55,16 @@ def open_source(source: str) -> Source:
     """Open a directory, a file or a hub id.
 
     Args:
-        source: a Hugging Face or model directory, a ``.safetensors`` file or shard index, a torch file, or
-            ``owner/name`` on the Hugging Face hub (used when no such path exists).
+        source: a Hugging Face or model directory, a ``.safetensors`` file or shard index, a torch file, an Orbax
+            store of parameters or of a training state, or ``owner/name`` on the Hugging Face hub (used when no such
+            path exists).
 
     Raises:
         InputError: it is none of these, or damaged.
     """
     path = Path(source)
+    if path.is_dir() and is_sharded(path):
+        return Source(ORBAX, stored_files(path), open_parameters(path))
     if path.is_dir():
         return _open_directory(path, "model directory")
     if path.is_file():
@@ -83,7 +91,7 @@ def _open_directory(path: Path, kind: str, revision: str | None = None) -> Sourc
         files, tensors = weights.files, weights.tensors
     else:
         files = safetensors_files(path)
-        tensors = open_safetensors(files[0])
+        tensors = open_tensors(path)
     processor = preprocessing.read_processor(path) if (path / preprocessing.FILE).exists() else None
     return Source(kind, files, tensors, read_config(path), processor, revision)
 

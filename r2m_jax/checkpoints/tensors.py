@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +17,14 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from r2m_jax.atomic import DiskError
 from r2m_jax.checkpoints.provenance import read_json
 from r2m_jax.errors import InputError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+COMPRESSION_FILE = "compression.json"
+"""Beside weights that are stored as something smaller (:mod:`r2m_jax.checkpoints.compressed`)."""
 MAX_SHARD_BYTES = 5 * 10**9
 """Default size at which a model is split over files (transformers' own default since 2022 is 5-50 GB)."""
 
@@ -170,17 +174,20 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def safetensors_files(directory: Path) -> list[Path]:
-    """The weight files of a model directory: the index and its shards, or the single file.
+    """The files that make the weights of a model directory: the index and its shards, or the single file, come first.
+
+    What says how they are to be read (:data:`COMPRESSION_FILE`) comes last, where there is one.
 
     Raises:
         InputError: the directory holds neither.
     """
     index, single = Path(directory) / INDEX_FILE, Path(directory) / SINGLE_FILE
+    described = [path for path in [Path(directory) / COMPRESSION_FILE] if path.exists()]
     if index.exists():
         shards = sorted(set(_weight_map(index).values()))
-        return [index, *(index.with_name(shard) for shard in shards)]
+        return [index, *(index.with_name(shard) for shard in shards), *described]
     if single.exists():
-        return [single]
+        return [single, *described]
     raise InputError(f"{directory} is not a model directory: it has neither {SINGLE_FILE} nor {INDEX_FILE}.")
 
 
@@ -191,19 +198,43 @@ class SafetensorsWriter:
         directory: where ``model.safetensors`` or its shards and index appear, at once and full of holes.
         tensors: shapes and dtypes by name (:class:`LazyTensor` or anything alike).
         max_shard_bytes: larger models are split; a tensor larger than that gets a shard of its own.
+        shares: names that are written by each of several processes; all by one when omitted. No file is written by
+            two: network and object stores do not keep what several machines write into one.
+        own: number of this process, which makes its own shards only; process 0 makes the index.
+
+    Attributes:
+        resumed: every file was there, laid out alike, and still has what was written into it.
     """
 
-    def __init__(self, directory: Path, tensors: Mapping[str, Any], max_shard_bytes: int = MAX_SHARD_BYTES):
-        self._tensors = dict(tensors)
+    def __init__(
+        self,
+        directory: Path,
+        tensors: Mapping[str, Any],
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        *,
+        shares: Sequence[Collection[str]] | None = None,
+        own: int = 0,
+    ):
+        groups = [set(names) for names in (shares if shares is not None else [tensors.keys()])]
+        assert sum(map(len, groups)) == len(set().union(*groups) | tensors.keys()), "each tensor is of one process"
+        self._tensors = {name: tensor for name, tensor in tensors.items() if name in groups[own]}
         self._places: dict[str, tuple[Path, int]] = {}
-        self._left = {name: math.prod(tensor.shape) for name, tensor in tensors.items()}
-        shards = _split(tensors, max_shard_bytes)
+        self._left = {name: math.prod(tensor.shape) for name, tensor in self._tensors.items()}
+        shards = [
+            (process, names)
+            for process, group in enumerate(groups)
+            for names in _split({name: tensor for name, tensor in tensors.items() if name in group}, max_shard_bytes)
+        ]
         weight_map: dict[str, str] = {}
-        for number, names in enumerate(shards, start=1):
+        self.resumed = True
+        for number, (process, names) in enumerate(shards, start=1):
             file = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-            self._places |= _lay_out(Path(directory) / file, {name: tensors[name] for name in names})
+            if process == own:
+                places, found = _lay_out(Path(directory) / file, {name: tensors[name] for name in names})
+                self._places |= places
+                self.resumed &= found
             weight_map |= dict.fromkeys(names, file)
-        if len(shards) > 1:
+        if len(shards) > 1 and own == 0:
             total = sum(_bytes(tensor) for tensor in tensors.values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             (Path(directory) / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -223,8 +254,14 @@ class SafetensorsWriter:
                 file.seek(offset + within)
                 file.write(values.reshape(-1).view(np.uint8).data)
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}).") from None
+            raise DiskError(
+                f"{path} cannot be written ({error.strerror}); make room there and give the same command again."
+            ) from None
         self._left[name] -= values.size
+
+    def keep(self, name: str, count: int) -> None:
+        """So many values of a tensor are there from before (see ``resumed``) and will not be written."""
+        self._left[name] -= count
 
     def close(self) -> None:
         """Check that nothing is missing."""
@@ -232,8 +269,8 @@ class SafetensorsWriter:
         assert not missing, f"never written: {names_in_words(missing)}"
 
 
-def _lay_out(path: Path, tensors: Mapping[str, Any]) -> dict[str, tuple[Path, int]]:
-    """Make a safetensors file with its header and room for the data; where every tensor goes."""
+def _lay_out(path: Path, tensors: Mapping[str, Any]) -> tuple[dict[str, tuple[Path, int]], bool]:
+    """A safetensors file with its header and room for the data: where every tensor goes, and whether it was there."""
     codes = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
     # transformers refuses files whose metadata does not say which framework's layout they hold.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -246,10 +283,15 @@ def _lay_out(path: Path, tensors: Mapping[str, Any]) -> dict[str, tuple[Path, in
         at = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
-    return {name: (path, 8 + len(text) + header[name]["data_offsets"][0]) for name in tensors}
+    text = len(text).to_bytes(8, "little") + text
+    with path.open("r+b" if path.exists() else "w+b") as file:
+        found = os.fstat(file.fileno()).st_size == len(text) + at and file.read(len(text)) == text
+        if not found:
+            file.truncate(0)
+            file.seek(0)
+            file.write(text)
+            file.truncate(len(text) + at)
+    return {name: (path, len(text) + header[name]["data_offsets"][0]) for name in tensors}, found
 
 
 def _bytes(tensor: Any) -> int:
@@ -259,6 +301,8 @@ def _bytes(tensor: Any) -> int:
 def _split(tensors: Mapping[str, Any], limit: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     used = 0
+    if not tensors:
+        return []
     for name, tensor in tensors.items():
         if shards[-1] and used + _bytes(tensor) > limit:
             shards.append([])

@@ -8,7 +8,12 @@ from typing import Annotated
 import typer
 
 from r2m_jax.cli.data.app import app as data
+from r2m_jax.cli.processes import Coordinator, Joining, JoinTimeout, MultiProcess, Process, Processes
 from r2m_jax.version import __version__
+
+Profile = Annotated[
+    Path | None, typer.Option(help="Directory for a trace of some units in the middle, by JAX's profiler.")
+]
 
 app = typer.Typer(
     name="r2m",
@@ -65,11 +70,12 @@ def train(
         bool, typer.Option("--overwrite", help="Replace an existing model; start a stopped run anew.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
-    coordinator: Annotated[
-        str | None, typer.Option(help="HOST:PORT of process 0, to train in several processes.")
-    ] = None,
-    processes: Annotated[int | None, typer.Option(help="How many there are; found on TPU, SLURM, Open MPI.")] = None,
-    process: Annotated[int | None, typer.Option(help="Which one this is, from 0.")] = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multi_process: MultiProcess = "auto",
+    join_timeout: JoinTimeout = 300.0,
+    profile: Profile = None,
 ) -> None:
     """Fine-tune a specialist, an all-in-one model or a probe; the same command goes on with a stopped run."""
     from r2m_jax.cli.train import run
@@ -79,9 +85,8 @@ def train(
         deepfakebench=deepfakebench,
         overwrite=overwrite,
         dry_run=dry_run,
-        coordinator=coordinator,
-        processes=processes,
-        process=process,
+        joining=Joining(coordinator, processes, process, multi_process, join_timeout),
+        profile=profile,
     )
 
 
@@ -122,7 +127,19 @@ def merge(
     add: Annotated[list[str] | None, typer.Option(help="NAME=DIR to put beside those of an earlier merge.")] = None,
     remove: Annotated[list[str] | None, typer.Option(help="NAME to leave out of an earlier merge.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the complete recipe and, on stderr, what it takes; then stop.")
+    ] = False,
+    machine: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: file with a machine's rates; this one's are measured and written if new."),
+    ] = None,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multi_process: MultiProcess = "auto",
+    join_timeout: JoinTimeout = 300.0,
+    profile: Profile = None,
 ) -> None:
     """Merge specialists into one model, without training."""
     from r2m_jax.cli.merge import run
@@ -143,6 +160,9 @@ def merge(
         },
         overwrite=overwrite,
         dry_run=dry_run,
+        machine=machine,
+        joining=Joining(coordinator, processes, process, multi_process, join_timeout),
+        profile=profile,
     )  # fmt: skip
 
 
@@ -227,11 +247,22 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Directory for table, maps, scores and the best recipe.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multi_process: MultiProcess = "auto",
+    join_timeout: JoinTimeout = 300.0,
 ) -> None:
     """Try a grid of mergers from one factorisation, score each on validation images, keep the best recipe."""
     from r2m_jax.cli.sweep import run
 
-    run(arguments, out=out, overwrite=overwrite, dry_run=dry_run)
+    run(
+        arguments,
+        out=out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        joining=Joining(coordinator, processes, process, multi_process, join_timeout),
+    )
 
 
 @app.command("eval")
@@ -264,6 +295,12 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Directory for scores, metrics, tables and report.html.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+    coordinator: Coordinator = None,
+    processes: Processes = None,
+    process: Process = None,
+    multi_process: MultiProcess = "auto",
+    join_timeout: JoinTimeout = 300.0,
+    profile: Profile = None,
 ) -> None:
     """Score models on images and compare them: metrics, intervals, tests, tables, a report."""
     from r2m_jax.cli.evaluate import run
@@ -281,6 +318,8 @@ def evaluate(
         },
         overwrite=overwrite,
         dry_run=dry_run,
+        joining=Joining(coordinator, processes, process, multi_process, join_timeout),
+        profile=profile,
     )  # fmt: skip
 
 
@@ -288,7 +327,7 @@ def evaluate(
 def study(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="NAME… [RECIPE] [KEY=VALUE]", help="table1, retention, grid … or all; replacements."),
+        typer.Argument(metavar="NAME… [RECIPE] [KEY=VALUE]", help="table1, grid … or all; corit-probe … or corit."),
     ],
     index: Annotated[
         Path | None, typer.Option(help="Index of real and fake images; photographs are forged when omitted.")
@@ -414,6 +453,10 @@ def export(
     check: Annotated[
         Path | None, typer.Option(help="Folder of images to compare with the model on; built-in ones when omitted.")
     ] = None,
+    int8: Annotated[
+        str | None,
+        typer.Option(help="onnx: dynamic or static (calibrated on the --check images) int8 products."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
 ) -> None:
     """Write a model for other runtimes, and check that it scores the same there."""
@@ -427,8 +470,53 @@ def export(
         batch=batch,
         normalise=normalise,
         check=check,
+        int8=int8,
         overwrite=overwrite,
     )
+
+
+@app.command()
+def compress(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL|RECIPE [KEY=VALUE]", help="A model directory, or a recipe; replacements in it."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="prune, channels, heads, layers, int8, int4, low-rank or task-vector.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Share removed: of weights, or of channels, heads or layers.")
+    ] = None,
+    keep: Annotated[int | None, typer.Option(help="channels, heads, layers: how many are kept, instead.")] = None,
+    scope: Annotated[str | None, typer.Option(help="prune: by tensor (the default) or global.")] = None,
+    sparse: Annotated[bool | None, typer.Option("--sparse", help="prune: store what is left, not the zeros.")] = None,
+    granularity: Annotated[
+        str | None, typer.Option(help="int8, int4, task-vector: a scale by channel (the default) or by tensor.")
+    ] = None,
+    rank: Annotated[str | None, typer.Option(help="low-rank: a ratio (0.25), a count (64) or energy:0.9.")] = None,
+    base: Annotated[Path | None, typer.Option(help="task-vector: what the model was fine-tuned from.")] = None,
+    bits: Annotated[int | None, typer.Option(help="task-vector: 2 to 8, 8 when omitted.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Regular expression of names; may be repeated.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Names to leave as they are; may be repeated.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Time and memory, before and after.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Model directory to make.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the complete recipe and stop.")] = False,
+) -> None:
+    """Make a model smaller: pruned, narrower, shallower, of integers or of low rank; say what is saved and changed."""
+    from r2m_jax.cli.compress import run
+
+    run(
+        arguments or [],
+        flags={
+            "method": method, "rate": rate, "keep": keep, "scope": scope, "sparse": sparse,
+            "granularity": granularity, "rank": rank, "base": base, "bits": bits, "only": only, "skip": skip,
+            "out": out,
+        },
+        measure=measure,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )  # fmt: skip
 
 
 @app.command()

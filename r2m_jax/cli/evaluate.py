@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from r2m_jax.cli.named import named
+from r2m_jax.cli.processes import Joining
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.evaluate import evaluate
-from r2m_jax.progress import Reporter
+from r2m_jax.parallel import is_first
+from r2m_jax.profiling import reporter as reporter_of
 from r2m_jax.recipes import load_recipe
 from r2m_jax.recipes.evaluating import EvalRecipe
 
@@ -27,6 +29,8 @@ def run(
     flags: Mapping[str, Any],
     overwrite: bool,
     dry_run: bool,
+    joining: Joining,
+    profile: Path | None,
 ) -> None:
     """Compare, say what was left out, and print the table last.
 
@@ -52,9 +56,11 @@ def run(
     if dry_run:
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
         return
-    reporter = Reporter()
-    made = evaluate(recipe, reporter=reporter, overwrite=overwrite)
-    for sentence in made.notes:
-        reporter.say(sentence)
-    reporter.say(f"written {made.directory}")
-    print(made.table.markdown(), end="")
+    with joining.joined():
+        reporter = reporter_of(profile, quiet=not is_first())
+        made = evaluate(recipe, reporter=reporter, overwrite=overwrite)
+        for sentence in made.notes:
+            reporter.say(sentence)
+        reporter.say(f"written {made.directory}")
+        if is_first():
+            print(made.table.markdown(), end="")

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import absl.logging
-import jax
 import yaml
 
+from r2m_jax.cli.processes import Joining
 from r2m_jax.errors import InputError
 from r2m_jax.jobs.train import train
-from r2m_jax.parallel import connect, is_first
+from r2m_jax.parallel import is_first
+from r2m_jax.profiling import reporter as reporter_of
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes import TrainRecipe, load_recipe, shipped
 from r2m_jax.recipes.deepfakebench import read_deepfakebench
@@ -24,9 +25,8 @@ def run(
     deepfakebench: Path | None,
     overwrite: bool,
     dry_run: bool,
-    coordinator: str | None,
-    processes: int | None,
-    process: int | None,
+    joining: Joining,
+    profile: Path | None,
 ) -> None:
     """Train and say where the model is.
 
@@ -35,30 +35,30 @@ def run(
         KeyboardInterrupt: stopped by a signal, after the state was saved.
     """
     absl.logging.set_verbosity(absl.logging.FATAL)  # Orbax logs failures with tracebacks before it raises them
-    connect(coordinator, processes, process)
     source, replacements = _source(arguments)
-    settings = None
-    reporter = Reporter(quiet=not is_first())
+    settings, notes = None, list[str]()
     if deepfakebench:
         settings, notes = read_deepfakebench(deepfakebench)
-        for note in notes:
-            reporter.say(f"{deepfakebench.name}: {note}")
+        notes = [f"{deepfakebench.name}: {note}" for note in notes]
     elif source is None:
         raise InputError(f"no recipe was given; give a .yaml file or one of {', '.join(shipped('train'))}.")
     recipe = load_recipe(TrainRecipe, "train", source, replacements, settings)
     if dry_run:
+        for note in notes:
+            Reporter().say(note)
         print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
         return
-    try:
-        made = train(recipe, reporter=reporter, overwrite=overwrite)
-    except Interrupted as stopped:
-        reporter.say(f"stopped after step {stopped.step}; the same command goes on from there")
-        raise KeyboardInterrupt from None
-    finally:
-        if jax.distributed.is_initialized():
-            jax.distributed.shutdown()
-    measured = "".join(f", val {name} {value:.4f}" for name, value in made.validation.items() if name != "step")
-    reporter.say(f"{made.directory}: {made.steps} steps{measured}")
+    with joining.joined():
+        reporter = reporter_of(profile, quiet=not is_first())
+        for note in notes:
+            reporter.say(note)
+        try:
+            made = train(recipe, reporter=reporter, overwrite=overwrite)
+        except Interrupted as stopped:
+            reporter.say(f"stopped after step {stopped.step}; the same command goes on from there")
+            raise KeyboardInterrupt from None
+        measured = "".join(f", val {name} {value:.4f}" for name, value in made.validation.items() if name != "step")
+        reporter.say(f"{made.directory}: {made.steps} steps{measured}")
 
 
 def _source(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

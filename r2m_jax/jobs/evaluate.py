@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import provenance
 from r2m_jax.checkpoints.calibration import Calibration, write_calibration
 from r2m_jax.checkpoints.tensors import safetensors_files
@@ -27,6 +26,7 @@ from r2m_jax.evaluation.tables import Table
 from r2m_jax.jobs.evaluation_page import page_of
 from r2m_jax.jobs.scoring import score_models
 from r2m_jax.models import TowerOptions
+from r2m_jax.parallel import common_directory, is_first
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.evaluating import BEST, EvalRecipe
 
@@ -51,11 +51,13 @@ class Evaluated:
 def evaluate(recipe: EvalRecipe, *, reporter: Reporter, overwrite: bool = False) -> Evaluated:
     """Score models on the images of a protocol (or take scores), compare them, write results; then thresholds.
 
+    Several processes divide the images; all know all scores, and process 0 writes.
+
     Raises:
         InputError: the recipe names something that is missing or broken, no column has both classes, or the output is
             taken; nothing is written then, also no threshold.
     """
-    with atomic_directory(recipe.out, overwrite) as folder:
+    with common_directory(recipe.out, overwrite) as folder:
         if recipe.from_scores is not None:
             table, hashed, said = _from_scores(recipe.from_scores)
             thresholds: dict[str, Calibration] = {}
@@ -68,8 +70,9 @@ def evaluate(recipe: EvalRecipe, *, reporter: Reporter, overwrite: bool = False)
             **(drawn or {"resamples": 0}),
         )  # fmt: skip
         notes = tuple(dict.fromkeys((*said, *formed.notes, *comparison.notes, *_on_new_images(table, thresholds))))
-        _write(folder, recipe, comparison, table, thresholds, hashed, notes)
-    for name, calibration in thresholds.items():
+        if is_first():
+            _write(folder, recipe, comparison, table, thresholds, hashed, notes)
+    for name, calibration in thresholds.items() if is_first() else ():
         write_calibration(recipe.models[name], calibration)
     return Evaluated(recipe.out, comparison, comparison.table(formed.metrics[0]), notes)
 

@@ -14,19 +14,17 @@ from r2m_jax.checkpoints.directory import (
     open_detector_weights,
     read_json_object,
     read_provenance,
+    refuse_convolutional,
     refuse_corit,
 )
 from r2m_jax.checkpoints.names import HEAD, tower_places
 from r2m_jax.checkpoints.tensors import LazyTensor, names_in_words, safetensors_files
 from r2m_jax.errors import InputError
-from r2m_jax.models import check_config
+from r2m_jax.models import CLIP, check_config, family_of
 
 _TRAINED = ("specialist", "all_in_one", "linear_probe")
-# What makes an architecture, and what transformers' CLIPVisionConfig takes a key for that its file leaves out.
-_ARCHITECTURE = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "patch_size": 32, "image_size": 224, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
+_ARCHITECTURE = ("model_type", *CLIP.defaults)
+"""Keys of a config that make an architecture."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def _open(directory: Path) -> Source:
     tensors = open_detector_weights(directory)
     head = {name: tensor for name, tensor in tensors.items() if name in HEAD}
     tower = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
-    wanted = tower_places(config["num_hidden_layers"]).keys()
+    wanted = tower_places(config["num_hidden_layers"], family_of(config["model_type"])).keys()
     if missing := wanted - tower.keys():
         raise InputError(f"{directory} lacks {names_in_words(missing)}.")
     if unknown := tower.keys() - wanted:
@@ -143,10 +141,13 @@ def _open(directory: Path) -> Source:
 def _settings(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     path = directory / CONFIG_FILE
     found = read_json_object(path)
+    refuse_convolutional(found, str(path))
     found = found.get("vision_config", found)
     if "hidden_size" not in found or "patch_size" not in found:
         raise InputError(f"{path} describes no CLIP vision tower (it lacks hidden_size or patch_size).")
-    config = _ARCHITECTURE | found
+    family = family_of(found.get("model_type"))
+    # transformers' config classes take these for keys that a file leaves out.
+    config = {**family.defaults, **found, "model_type": family.model_type}
     check_config(SimpleNamespace(**config), str(path))
     return config, preprocessing.read_settings(directory)
 

@@ -18,7 +18,6 @@ import numpy as np
 import yaml
 
 from r2m_jax import merging
-from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import load_detector, provenance
 from r2m_jax.checkpoints.directory import read_config
 from r2m_jax.checkpoints.preprocessing import read_processor
@@ -34,7 +33,7 @@ from r2m_jax.jobs.merge_inputs import Inputs, open_inputs
 from r2m_jax.merging.diagnostics import as_json
 from r2m_jax.merging.sweep import Sweep
 from r2m_jax.models import apply_detector
-from r2m_jax.parallel import data_mesh, one_lapack_thread
+from r2m_jax.parallel import check, common_directory, data_mesh, gather_arrays, is_first, one_lapack_thread, own_part
 from r2m_jax.progress import Reporter
 from r2m_jax.recipes.merging import MergeRecipe
 from r2m_jax.recipes.sweeping import SweepRecipe
@@ -58,7 +57,8 @@ class Outcome:
 def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -> Outcome:
     """Merge by every setting of the grid, score each on the same images, and write table, map and best recipe.
 
-    The specialists are factorised once; their parameters and the decoded images are kept in memory.
+    The specialists are factorised once; their parameters and the decoded images are kept in memory. Of several
+    processes each factorises and merges for itself, and decodes and scores its part of the images.
 
     Raises:
         InputError: models do not belong together, the split is empty or has one class, or the output is taken.
@@ -69,47 +69,68 @@ def sweep(recipe: SweepRecipe, *, reporter: Reporter, overwrite: bool = False) -
     records = _records(recipe)
     processor = read_processor(next(iter(recipe.models.values())).path)
     size = processor.crop_size["height"]
-    with reporter.track(f"decode at {size} px", len(records)) as advance:
-        images = load_images([record.path for record in records], size, on_progress=advance)
+    own = records[own_part(len(records))]
+    with reporter.track(f"decode at {size} px", len(own)) as advance:
+        images = load_images([record.path for record in own], size, on_progress=advance)
     scorer = score(
         apply_detector(read_config(recipe.base)), processor.image_mean, processor.image_std,
         batch_size=recipe.batch_size,
     )  # fmt: skip
-    candidates, scores, found = recipe.candidates(), ScoreTable(records), dict[str, Any]()
+    candidates, mine, found = recipe.candidates(), dict[str, np.ndarray](), dict[str, Any]()
     start = time.monotonic()
     with one_lapack_thread(), reporter.track("merge and score", len(candidates), "merges") as advance:
         for name, params, diagnostics in _merged(recipe, inputs, candidates, reporter):
-            scores.add(name, scorer(params, images))
+            mine[name] = scorer(params, images)
             found[name] = diagnostics
             advance(note=name)
+            check()
+    each, scores = gather_arrays(mine), ScoreTable(records)
+    for name in candidates:
+        scores.add(name, np.concatenate([theirs[name] for theirs in each]))
     aucs = family_auc(scores)
     values = {name: float(aucs[name]["mean"]) for name in candidates}
+    with common_directory(recipe.out, overwrite) as folder:
+        if is_first():
+            _write(recipe, folder, candidates, scores, aucs, values, found, hashed, time.monotonic() - start)
+    best = max(values, key=lambda name: values[name])
+    return Outcome(recipe.out, best, values[best])
+
+
+def _write(
+    recipe: SweepRecipe,
+    folder: Path,
+    candidates: dict[str, MergeRecipe],
+    scores: ScoreTable,
+    aucs: Any,
+    values: dict[str, float],
+    found: dict[str, Any],
+    hashed: list[dict[str, Any]],
+    seconds: float,
+) -> None:
     best = max(values, key=lambda name: values[name])
     columns = [*scores.families, "mean"]
     table = Table("AUC", columns, _groups(candidates), {name: [aucs[name][c] for c in columns] for name in candidates})
-    with atomic_directory(recipe.out, overwrite) as folder:
-        (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
-        (folder / "table.tex").write_text(table.latex(), encoding="utf-8")
-        (folder / "results.csv").write_text(_csv(candidates, aucs, columns), encoding="utf-8")
-        scores.write(folder / "scores.csv", relative_to=index_file(recipe.data.index).parent)
-        for title, svg in _maps(candidates, values):
-            (folder / f"{title}.svg").write_text(svg, encoding="utf-8")
-        chosen = candidates[best].model_dump(mode="json", exclude_none=True)
-        (folder / "best.yaml").write_text(
-            f"# The best of a sweep, mean AUC {values[best]:.4f} on split {recipe.data.split}: r2m merge best.yaml\n"
-            + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True),
-            encoding="utf-8",
-        )
-        made = provenance.record(
-            "sweep",
-            inputs=hashed,
-            recipe=recipe.model_dump(mode="json"),
-            best=best,
-            seconds=round(time.monotonic() - start, 1),
-            diagnostics=found,
-        )
-        (folder / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    return Outcome(recipe.out, best, values[best])
+    (folder / "table.md").write_text(table.markdown(), encoding="utf-8")
+    (folder / "table.tex").write_text(table.latex(), encoding="utf-8")
+    (folder / "results.csv").write_text(_csv(candidates, aucs, columns), encoding="utf-8")
+    scores.write(folder / "scores.csv", relative_to=index_file(recipe.data.index).parent)
+    for title, svg in _maps(candidates, values):
+        (folder / f"{title}.svg").write_text(svg, encoding="utf-8")
+    chosen = candidates[best].model_dump(mode="json", exclude_none=True)
+    (folder / "best.yaml").write_text(
+        f"# The best of a sweep, mean AUC {values[best]:.4f} on split {recipe.data.split}: r2m merge best.yaml\n"
+        + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True),
+        encoding="utf-8",
+    )
+    made = provenance.record(
+        "sweep",
+        inputs=hashed,
+        recipe=recipe.model_dump(mode="json"),
+        best=best,
+        seconds=round(seconds, 1),
+        diagnostics=found,
+    )
+    (folder / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
 def _records(recipe: SweepRecipe) -> list[Record]:

@@ -46,13 +46,21 @@ def wait_for_step(run, folder, step, process):
     raise AssertionError("the run did not get so far")
 
 
+def wait_for_save(states, process):
+    """Until a state is half written: Orbax writes beside the place and renames."""
+    while not any("orbax-checkpoint-tmp" in path.name for path in states.iterdir()):
+        assert process.poll() is None, process.stderr.read()
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_killed_at_any_step_a_run_goes_on_bit_for_bit(r2m, arguments, tmp_path, devices):
     r2m(*arguments("whole"), devices=devices)
     chance = random.Random(devices)
-    for number in (chance.randrange(8, 25), chance.randrange(25, 50)):
+    for number, saving in ((chance.randrange(8, 25), False), (chance.randrange(25, 40), True)):
         process = r2m(*arguments("killed"), devices=devices, wait=False)
         wait_for_step(r2m, tmp_path / "killed.run", number, process)
+        if saving:
+            wait_for_save(tmp_path / "killed.run" / "states", process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert not (tmp_path / "killed").exists()

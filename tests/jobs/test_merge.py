@@ -157,6 +157,8 @@ def test_the_command_merges_adds_and_removes(r2m, base, models, tmp_path):
 
     shown = r2m("merge", tmp_path / "three", "--remove", "efs", "--out", "x", "--dry-run")
     assert yaml.safe_load(shown.stdout)["models"].keys() == {"fs", "fr"}
+    assert "12 matrices 64 × 64 at rank 0.7" in shown.stderr
+    assert "estimated time, starting apart:" in shown.stderr
     wrong = r2m("merge", tmp_path / "three", "--remove", "nobody", "--out", tmp_path / "x", check=False)
     assert (wrong.returncode, wrong.stderr) == (
         2, "error: there is no specialist 'nobody' to remove; there are fs, fr, efs.\n",
@@ -225,9 +227,79 @@ def test_an_interrupted_merge_leaves_no_model_and_goes_on(recipe, monkeypatch, t
     with pytest.raises(KeyboardInterrupt):
         run(recipe("memory=1"))
     assert not (tmp_path / "out").exists()
-    chunks_done = len(list((tmp_path / "out.merge").glob("*.npz")))
+    chunks_done = len(list((tmp_path / "out.merge").rglob("*.npz")))
     assert chunks_done == 2
     found = flatten(load_detector(run(recipe("memory=1")).directory).params)
     assert not (tmp_path / "out.merge").exists()
     for path, leaf in wanted.items():
         np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+KILLED_IN_THE_SECOND_PASS = """
+import json, os, signal, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from r2m_jax.jobs.merge import merge
+from r2m_jax.merging import streaming
+from r2m_jax.progress import Reporter
+from r2m_jax.recipes.merging import MergeRecipe
+real, calls = streaming._apply, []
+def dying(*arguments):
+    calls.append(1)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*arguments)
+streaming._apply = dying
+merge(MergeRecipe.model_validate_json(sys.argv[1]), reporter=Reporter(quiet=True))
+"""
+
+
+@pytest.mark.integration
+def test_a_killed_merge_leaves_no_model_and_what_it_finished_is_not_done_again(recipe, monkeypatch, tmp_path):
+    import signal
+    import subprocess
+    import sys
+
+    from r2m_jax.merging import streaming
+
+    wanted = flatten(load_detector(run(recipe(f"out={tmp_path / 'whole'}", "memory=1")).directory).params)
+    told = recipe("memory=1")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_THE_SECOND_PASS, told.model_dump_json()], timeout=240, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    scratch = tmp_path / "out.merge" / "0"
+    noted = list(scratch.glob("*.written"))
+    chunks = list(scratch.glob("*.npz"))
+    assert 2 <= len(noted) < len(chunks)
+    real, applied = streaming._apply, []
+    monkeypatch.setattr(streaming, "_measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(streaming, "_apply", lambda *given: applied.append(1) or real(*given))
+    found = flatten(load_detector(run(told).directory).params)
+    assert len(applied) == len(chunks) - len(noted)
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "whole"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out", "out."))]
+    for path, leaf in wanted.items():
+        np.testing.assert_array_equal(found[path], leaf, err_msg=path)
+
+
+def test_what_was_written_before_the_machine_went_down_is_written_again(recipe, monkeypatch, tmp_path):
+    from r2m_jax.jobs import merge as job
+
+    scratch = tmp_path / "0"
+    scratch.mkdir()
+    (scratch / "3.written").write_text(job._boot())
+    (scratch / "4.written").write_text("another start")
+    assert job._written(scratch) == {3}
+
+
+def test_a_truncated_shard_is_named_before_any_work(recipe, models, tmp_path):
+    detector = load_detector(models["fr"])
+    save_detector(detector, models["fr"], provenance=detector.provenance, overwrite=True, max_shard_bytes=100_000)
+    *_, shard = safetensors_files(models["fr"])
+    shard.write_bytes(shard.read_bytes()[:-100])
+    before = set(tmp_path.iterdir())
+    with pytest.raises(InputError, match=rf"{shard} is not a whole safetensors file"):
+        run(recipe())
+    assert set(tmp_path.iterdir()) == before

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, cast
 
@@ -17,7 +20,7 @@ from r2m_jax.data.pipeline.in_memory import Batch
 from r2m_jax.data.pipeline.sampling import Plan, Sampling, in_order, plan
 from r2m_jax.data.pipeline.sources import RecordSource, Source
 from r2m_jax.data.records import Record
-from r2m_jax.errors import InputError
+from r2m_jax.errors import InputError, Stuck
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """``transform(image, rng)``: uint8 [size, size, 3] to the same, random choices from ``rng`` alone."""
@@ -66,6 +69,8 @@ class Decoding:
             of images decoded in full (``exact`` or not: what records tell in pixels is of these).
         on_corrupt: ``error`` stops at an image that cannot be read; ``skip`` goes on and notes it in
             :attr:`BatchIterator.unreadable`.
+        timeout: seconds to wait for a batch; then what the workers read is named, instead of waiting for ever for a
+            disk or a network that does not answer.
     """
 
     size: int = 224
@@ -76,6 +81,7 @@ class Decoding:
     transform: Transform | None = None
     prepare: Preparation | None = None
     on_corrupt: Literal["error", "skip"] = "error"
+    timeout: float = 600.0
 
 
 def batches(
@@ -212,6 +218,7 @@ class BatchIterator(grain.DatasetIterator):
         self._dataset, self._settings = dataset, settings
         self._next = 0
         self._running: grain.DatasetIterator | None = None
+        self._waiting: ThreadPoolExecutor | None = None
         self.unreadable: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -221,8 +228,9 @@ class BatchIterator(grain.DatasetIterator):
     def __next__(self) -> IndexedBatch:
         self._assert_not_closed()
         self.start_prefetch()
-        assert self._running is not None
-        made: _Made = next(self._running)
+        made = self._awaited()
+        if made is None:
+            raise StopIteration
         if made.faults and self._dataset.decoding.on_corrupt == "error":
             raise InputError(made.faults[0][1])
         if made.hopeless:
@@ -237,6 +245,25 @@ class BatchIterator(grain.DatasetIterator):
             return
         decoding, dataset = self._dataset.decoding, grain.MapDataset.source(self._dataset)[self._next :]
         self._running = read_ahead(dataset, decoding.workers, processes=decoding.processes, prefetch=decoding.prefetch)
+        self._waiting = ThreadPoolExecutor(1)
+
+    def _awaited(self) -> _Made | None:
+        """The next batch, None after the last."""
+        assert self._running is not None
+        assert self._waiting is not None
+        limit = self._dataset.decoding.timeout
+        coming = self._waiting.submit(next, self._running, None)
+        try:
+            return cast("_Made | None", coming.result(limit))
+        except TimeoutError:
+            if coming.done():  # a reader's own
+                raise
+            self._running = None  # closing it would wait for its workers
+            self._waiting.shutdown(wait=False)
+            raise Stuck(
+                f"no batch has come for {limit:g} s{self._dataset.where()}; see whether the file system answers (the "
+                "limit is data.timeout of a training recipe)."
+            ) from None
 
     def get_state(self) -> dict[str, Any]:
         """Where the iterator stands; can be written as JSON."""
@@ -273,6 +300,9 @@ class BatchIterator(grain.DatasetIterator):
         if self._running is not None:
             self._running.close()
             self._running = None
+        if self._waiting is not None:
+            self._waiting.shutdown(wait=False)
+            self._waiting = None
 
 
 @dataclass(frozen=True)
@@ -317,6 +347,7 @@ class _Batches:
         self._samples, self._batch_size = samples, batch_size
         self._rows, self._first = batch_size // processes, process * (batch_size // processes)
         self._replace = replace and decoding.on_corrupt == "skip"
+        self._reading: dict[int, tuple[str, float]] = {}  # by thread: what, since when
 
     def __len__(self) -> int:
         return -(-self._samples // self._batch_size)
@@ -351,7 +382,24 @@ class _Batches:
         batch = {**made, "label": label, "index": index, "valid": valid}
         return _Made(cast(IndexedBatch, batch), faults, hopeless)
 
+    def where(self) -> str:
+        """What this process's threads read at the moment, the longest first, for a message."""
+        if self.decoding.processes and self.decoding.workers:
+            return f": its {self.decoding.workers} worker processes hang"
+        now = time.monotonic()
+        busy = sorted((since, path) for path, since in self._reading.copy().values())
+        said = ", ".join(f"{path} for {now - since:.0f} s" for since, path in busy[:3])
+        return f": reading {said}" if said else ""
+
     def _sample(self, record: int, epoch: int, place: int) -> dict[str, np.ndarray]:
+        thread = threading.get_ident()
+        self._reading[thread] = self._source.records[record].path, time.monotonic()
+        try:
+            return self._decoded(record, epoch, place)
+        finally:
+            del self._reading[thread]
+
+    def _decoded(self, record: int, epoch: int, place: int) -> dict[str, np.ndarray]:
         decoding = self.decoding
         if decoding.prepare is not None:
             rng = np.random.default_rng((self._seed, epoch, place))

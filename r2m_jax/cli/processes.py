@@ -1,4 +1,4 @@
-"""The options by which a command runs as several processes; what is slow is imported when the command runs."""
+"""Options that commands share; what is slow is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import typer
@@ -29,6 +30,9 @@ MultiProcess = Annotated[
 ]
 JoinTimeout = Annotated[
     float, typer.Option(help="Seconds to wait for all processes.", min=0, rich_help_panel="Several processes")
+]
+Profile = Annotated[
+    Path | None, typer.Option(help="Directory for a trace of some units in the middle, by JAX's profiler.")
 ]
 
 

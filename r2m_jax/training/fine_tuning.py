@@ -105,8 +105,7 @@ def clocked_cosine(peak: float, steps: int, warmup_share: float = 0.1) -> optax.
     warmup = max(1, round(steps * warmup_share))
 
     def init(params: Any) -> _Clock:
-        counts = (jnp.asarray(n, jnp.int32) for n in (0, warmup, max(steps, warmup + 1)))
-        return _Clock(*counts, jnp.asarray(peak, jnp.float32))
+        return _Clock(jnp.int32(0), jnp.int32(warmup), jnp.int32(max(steps, warmup + 1)), jnp.float32(peak))
 
     def update(updates: Any, clock: _Clock, params: Any = None) -> tuple[Any, _Clock]:
         rate = _rate(clock)

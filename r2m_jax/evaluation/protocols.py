@@ -1,7 +1,7 @@
 """Named protocols: which images make up each column of a table of results.
 
 Sources: DF40 (arXiv 2406.13495, Section 4), R²M (arXiv 2509.24367, Section 4 and Appendix C), CoRIT (arXiv
-2603.24057, Table VI), UniversalFakeDetect (arXiv 2302.10174, Tables 1 and 2).
+2603.24057, Tables I, II, III and VI), UniversalFakeDetect (arXiv 2302.10174, Tables 1 and 2).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _FAMILIES = ("FS", "FR", "EFS")
 _DOMAINS = {"FF": "ff", "CDF": "cdf"}
 _SEEN = tuple(m.name for m in DF40_METHODS if not m.unknown_domain)
 _FOREIGN = tuple(name for name in catalogue_names() if name not in _SEEN)  # of FaceForensics++ itself, DFDC …
+_CROSS = {"CDFv1": "CelebDFv1", "CDFv2": "CelebDFv2", "DFDCP": "DFDCP", "DFDC": "DFDC", "DFD": "DFD"}
+_NEXT_GENERATION = {name: name for name in ("uniface", "e4s", "facedancer", "fsgan", "inswap")}
 _MANIPULATIONS = {"DF": "FF-DF", "F2F": "FF-F2F", "FS": "FF-FS", "NT": "FF-NT"}
 
 
@@ -341,11 +343,19 @@ def _unseen(facts: Facts, notes: list[str]) -> list[Column]:
     return columns
 
 
-def _manipulations(facts: Facts, notes: list[str]) -> list[Column]:
-    if _is_own(facts):
-        return _own_methods(facts, notes, "the manipulations of FaceForensics++")
-    fakes = {short: Selector(methods=(name,)) for short, name in _MANIPULATIONS.items()}
-    return [Column(short, fake, _reals_for(facts, fake)) for short, fake in fakes.items()]
+def _by_method(names: Mapping[str, str], instead_of: str, domain: str = "") -> _Build:
+    """A column for each heading's method, in one domain where the index has it."""
+
+    def build(facts: Facts, notes: list[str]) -> list[Column]:
+        if _is_own(facts):
+            return _own_methods(facts, notes, instead_of)
+        inside = (domain,) if domain and (facts.domain == domain).any() else ()
+        if domain and not inside:
+            notes.append(f"the index has no domain {domain}: columns are formed from images of every domain.")
+        fakes = {shown: Selector(methods=(name,), domains=inside) for shown, name in names.items()}
+        return [Column(shown, fake, _reals_for(facts, fake)) for shown, fake in fakes.items()]
+
+    return build
 
 
 def _universal(facts: Facts, notes: list[str]) -> list[Column]:
@@ -380,8 +390,18 @@ _DEFINITIONS = {
         "r2m-fs-ff, r2m-fr-ff, r2m-efs-ff",
     ),
     "ffpp-loo": _Definition(
-        "leave one manipulation out", "CoRIT (arXiv 2603.24057), Table VI", _manipulations,
+        "leave one manipulation out", "CoRIT (arXiv 2603.24057), Table VI",
+        _by_method(_MANIPULATIONS, "the manipulations of FaceForensics++"),
         "FaceForensics++ without the column's manipulation",
+    ),
+    "corit-cross": _Definition(
+        "five data sets that were not learnt", "CoRIT (arXiv 2603.24057), Tables I (images) and II (clips)",
+        _by_method(_CROSS, "the data sets CoRIT is compared on"), "FaceForensics++",
+    ),
+    "corit-df40": _Definition(
+        "five face swaps of DF40 on the domain cdf", "CoRIT (arXiv 2603.24057), Table III",
+        _by_method(_NEXT_GENERATION, "the five methods of DF40 that CoRIT is compared on", "cdf"),
+        "FaceForensics++",
     ),
     "ufd": _Definition(
         "the 19 sets of UniversalFakeDetect", "arXiv 2302.10174, Tables 1 and 2", _universal, "progan",

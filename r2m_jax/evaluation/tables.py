@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -87,6 +90,28 @@ class Table:
         if self.source:
             lines += ["", f"Computed from [{self.source}]({quote(self.source)})."]
         return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        """Comma-separated values in full precision; a column with intervals has their ends in two more.
+
+        The group is the first column; a number that is missing, NaN, is an empty cell.
+        """
+        ends = [any(self.interval(row, column) for row in self.values) for column in range(len(self.columns))]
+        heads = [
+            [name, *([f"{name} low", f"{name} high"] if has else [])]
+            for name, has in zip(self.columns, ends, strict=True)
+        ]
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["Group", self.heading, *itertools.chain(*heads)])
+        for group, rows in self.groups.items():
+            for row in rows:
+                cells: list[object] = []
+                for column, value in enumerate(self.values[row]):
+                    cells.append("" if math.isnan(value) else float(value))
+                    cells += (self.interval(row, column) or ("", "")) if ends[column] else ()
+                writer.writerow([group, row, *cells])
+        return text.getvalue()
 
     def latex(self) -> str:
         """A booktabs tabular; the best of a group in bold, intervals in brackets and smaller."""

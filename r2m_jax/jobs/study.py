@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +17,8 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from r2m_jax.atomic import atomic_directory, atomic_text
-from r2m_jax.checkpoints import image_processor, load_detector, provenance, tiny_base
+from r2m_jax.atomic import atomic_directory, atomic_text, link_or_copy
+from r2m_jax.checkpoints import image_processor, provenance, tiny_base
 from r2m_jax.checkpoints.preprocessing import read_processor
 from r2m_jax.checkpoints.tensors import safetensors_files
 from r2m_jax.data.catalogue import nearest
@@ -29,14 +27,17 @@ from r2m_jax.data.pipeline import Decoding, decode_all
 from r2m_jax.data.records import Record, select
 from r2m_jax.data.selection import evenly
 from r2m_jax.errors import InputError
+from r2m_jax.jobs.kinds import square_input
 from r2m_jax.jobs.merge_inputs import open_inputs
-from r2m_jax.jobs.scoring import square_input
 from r2m_jax.jobs.study_page import page_of
 from r2m_jax.models import Detector, init_head
 from r2m_jax.parallel import available_cores
 from r2m_jax.progress import Reporter
+from r2m_jax.recipes.compression_studying import CompressionStudyRecipe
+from r2m_jax.recipes.corit_studying import CoritStudyRecipe
 from r2m_jax.recipes.studying import StudyRecipe
-from r2m_jax.studies import STUDIES, Context, Result, Unavailable
+from r2m_jax.studies import STUDIES, Context, Result, Study, Unavailable
+from r2m_jax.studies.corit.frozen import open_tower
 from r2m_jax.studies.forging import Bench
 from r2m_jax.studies.roles import find_roles, named
 from r2m_jax.studies.stock import Stock, file_name
@@ -74,15 +75,12 @@ def study(recipe: StudyRecipe, *, reporter: Reporter, overwrite: bool = False) -
         InputError: a study is unknown, the images or models are unusable, the output is taken, or no study of those
             asked for can be done.
     """
-    names = tuple(dict.fromkeys(recipe.studies)) or tuple(STUDIES)
-    strangers = [name for name in names if name not in STUDIES]
-    if strangers:
-        raise InputError(f"there is no study {strangers[0]!r}; {nearest(strangers[0], [*STUDIES, 'all'])}")
+    names = known_studies(recipe.studies, STUDIES, "all")
     start = time.monotonic()
-    with atomic_directory(recipe.out, overwrite) as aside, _under_way(recipe.out) as run:
+    with atomic_directory(recipe.out, overwrite) as aside, under_way(recipe.out) as run:
         with tempfile.TemporaryDirectory(prefix="pixels-", dir=run) as scratch:
             context, inputs = _context(recipe, run, Path(scratch), reporter)
-            results, left_out, seconds = _run(names, context)
+            results, left_out, seconds = run_studies(names, STUDIES, context)
         _write(aside, recipe, context, results, left_out, run if recipe.data.index is None else None)
         made = provenance.record(
             "study", inputs=inputs, recipe=recipe.model_dump(mode="json"), seed=recipe.seed,
@@ -96,19 +94,43 @@ def study(recipe: StudyRecipe, *, reporter: Reporter, overwrite: bool = False) -
 
 
 @contextmanager
-def _under_way(out: Path) -> Iterator[Path]:
+def under_way(out: Path) -> Iterator[Path]:
     """The folder of what is worth keeping should the run stop; after an error it stays if it holds anything."""
     run = out.with_name(f"{out.name}.run")
     run.mkdir(parents=True, exist_ok=True)
     try:
         yield run
     except BaseException:
-        if not any((run / part).is_dir() for part in (DATA, MODELS)):
+        if not any(part.is_dir() for part in run.iterdir()):
             shutil.rmtree(run, ignore_errors=True)
         raise
 
 
-def _run(names: Sequence[str], context: Context) -> tuple[dict[str, Result], dict[str, str], dict[str, float]]:
+def known_studies(wanted: Sequence[str], studies: Mapping[str, Study], every: str) -> tuple[str, ...]:
+    """The names asked for, each once; all of them where none is.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    strangers = [name for name in wanted if name not in studies]
+    if strangers:
+        raise InputError(f"there is no study {strangers[0]!r}; {nearest(strangers[0], [*studies, every])}")
+    return tuple(dict.fromkeys(wanted)) or tuple(studies)
+
+
+def run_studies(
+    names: Sequence[str], studies: Mapping[str, Study], context: Any
+) -> tuple[dict[str, Result], dict[str, str], dict[str, float]]:
+    """Results by study, reasons of those that cannot be done, and seconds.
+
+    Args:
+        names: to run.
+        studies: by name.
+        context: what each is given; it has a ``reporter`` and ``release()``, called after each.
+
+    Raises:
+        InputError: none can be done.
+    """
     results: dict[str, Result] = {}
     left_out: dict[str, str] = {}
     seconds: dict[str, float] = {}
@@ -116,9 +138,9 @@ def _run(names: Sequence[str], context: Context) -> tuple[dict[str, Result], dic
         context.reporter.say(f"study {name} ({number} of {len(names)})")
         begun = time.monotonic()
         try:
-            results[name] = STUDIES[name].run(context)
+            results[name] = studies[name].run(context)
         except Unavailable as reason:
-            left_out[name] = f"{STUDIES[name].title} is left out: {reason}."
+            left_out[name] = f"{studies[name].title} is left out: {reason}."
             context.reporter.say(left_out[name])
         context.release()
         seconds[name] = round(time.monotonic() - begun, 1)
@@ -167,16 +189,21 @@ def _context(recipe: StudyRecipe, run: Path, scratch: Path, reporter: Reporter) 
     return context, hashed
 
 
+def read_base(given: Path | None) -> tuple[Detector, list[dict[str, Any]]]:
+    """A model whose tower counts, the one that ships when None, and the hashes of its files."""
+    directory = given or tiny_base()
+    loaded = open_tower(directory)
+    inputs = provenance.input_hashes(safetensors_files(directory))
+    if given is None:
+        for item in inputs:
+            item["path"] = f"tiny_base/{Path(item['path']).name}"
+    return loaded, inputs
+
+
 def _base(recipe: StudyRecipe) -> tuple[Detector, list[dict[str, Any]]]:
     """The start of every model, with the processing all of them share, and its hashes."""
     directory = recipe.base or tiny_base()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*has no head", category=UserWarning)  # a base needs none
-        loaded = load_detector(directory)
-    inputs = provenance.input_hashes(safetensors_files(directory))
-    if recipe.base is None:
-        for item in inputs:
-            item["path"] = f"tiny_base/{Path(item['path']).name}"
+    loaded, inputs = read_base(recipe.base)
     processor = loaded.processor
     if recipe.specialists:
         given = dict(recipe.specialists) | ({"all_in_one": recipe.all_in_one} if recipe.all_in_one else {})
@@ -195,13 +222,25 @@ def _records(recipe: StudyRecipe, size: int, run: Path, reporter: Reporter) -> t
     if data.index is not None:
         index = index_file(data.index)
         return read_index(index), f"{provenance.sha256(index)} {data.limit}", []
-    bench = Bench(data, size, recipe.seed)
+    index, key, said = forged_index(recipe, size, run, reporter)
+    return read_index(index), key, said
+
+
+def forged_index(
+    recipe: StudyRecipe | CoritStudyRecipe | CompressionStudyRecipe, size: int, run: Path, reporter: Reporter
+) -> tuple[Path, str, list[str]]:
+    """Patches of photographs forged in ``run``, or taken from an earlier run; their index, what decides them, notes.
+
+    Raises:
+        InputError: the photographs are unusable or give too few patches.
+    """
+    bench = Bench(recipe.data, size, recipe.seed)
     key = bench.key()
     folder, marker = run / DATA, "study.json"
     if not _is_of(folder / marker, key):
         shutil.rmtree(folder, ignore_errors=True)
         if _is_of(recipe.out / DATA / marker, key):
-            shutil.copytree(recipe.out / DATA, folder, copy_function=_linked)
+            shutil.copytree(recipe.out / DATA, folder, copy_function=link_or_copy)
         else:
             counts = {split: len(pictures) for split, pictures in bench.photographs.items()}
             reporter.say(f"forge from {counts['train']} photographs to learn from and {counts['test']} held out")
@@ -212,19 +251,11 @@ def _records(recipe: StudyRecipe, size: int, run: Path, reporter: Reporter) -> t
         f"Test images are patches of photographs no model saw ({held}); intervals are over patches, so they do not "
         "hold what other photographs would change."
     ]
-    return read_index(folder / "index.csv"), key, said
+    return folder / "index.csv", key, said
 
 
 def _is_of(marker: Path, key: str) -> bool:
     return marker.is_file() and provenance.read_json(marker).get("decided_by") == key
-
-
-def _linked(source: str, target: str) -> None:
-    """A second name of the same file, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _decoded(
@@ -247,25 +278,39 @@ def _write(
 ) -> None:
     """Everything but data and models."""
     assert recipe.data.index is not None or run is not None
-    images = run if run is not None else index_file(recipe.data.index or Path()).parent
+    write_parts(
+        folder, results, context.cited, run if run is not None else index_file(recipe.data.index or Path()).parent
+    )
+    notes = [*context.notes, *left_out.values()]
+    metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(page_of(recipe, context, results, notes), encoding="utf-8")
+
+
+def write_parts(folder: Path, results: Mapping[str, Result], cited: Callable[[str], str], images: Path) -> None:
+    """Tables, figures and score tables of studies.
+
+    Args:
+        folder: to write to.
+        results: by study.
+        cited: path of a score table by its name.
+        images: folder that paths in score tables are relative to.
+    """
     for part in ("tables", "figures", "scores"):
         (folder / part).mkdir()
     for result in results.values():
         for name, table in result.tables.items():
             (folder / "tables" / f"{file_name(name)}.md").write_text(table.markdown(), encoding="utf-8")
             (folder / "tables" / f"{file_name(name)}.tex").write_text(table.latex(), encoding="utf-8")
+            (folder / "tables" / f"{file_name(name)}.csv").write_text(table.csv(), encoding="utf-8")
         for name, figure in result.figures.items():
             (folder / "figures" / f"{file_name(name)}.svg").write_text(figure.svg, encoding="utf-8")
         for name, scores in result.scores.items():
-            target = folder / context.cited(name)
+            target = folder / cited(name)
             if not target.exists():
                 scores.write(target, relative_to=images)
         for path, text in result.files.items():
             (folder / path).write_text(text, encoding="utf-8")
-    notes = [*context.notes, *left_out.values()]
-    metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page_of(recipe, context, results, notes), encoding="utf-8")
 
 
 def _keep(out: Path, run: Path, aside: Path) -> None:
@@ -275,6 +320,6 @@ def _keep(out: Path, run: Path, aside: Path) -> None:
     for source in (run / MODELS, out / MODELS):
         for directory in sorted(source.iterdir()) if source.is_dir() else ():
             if not (models / directory.name).exists():
-                shutil.copytree(directory, models / directory.name, copy_function=_linked)
+                shutil.copytree(directory, models / directory.name, copy_function=link_or_copy)
     if (run / DATA).is_dir():
-        shutil.copytree(run / DATA, aside / DATA, copy_function=_linked)
+        shutil.copytree(run / DATA, aside / DATA, copy_function=link_or_copy)

@@ -6,13 +6,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import yaml
+from pydantic import BaseModel
 
 from r2m_jax.checkpoints.provenance import versions
 from r2m_jax.data.records import Record
 from r2m_jax.evaluation.report import Section, bullets, drawing, page, paragraphs, preformatted, tabulated
 from r2m_jax.evaluation.tables import Table
 from r2m_jax.recipes.studying import StudyRecipe
-from r2m_jax.studies import STUDIES, Context, Result
+from r2m_jax.studies import STUDIES, Context, Result, Study
+
+KEPT = "Models are in models/, one directory each (`r2m info` describes them); the same command takes them up."
 
 
 def page_of(recipe: StudyRecipe, context: Context, results: Mapping[str, Result], notes: Sequence[str]) -> str:
@@ -31,21 +34,25 @@ def page_of(recipe: StudyRecipe, context: Context, results: Mapping[str, Result]
         f"{len(recipe.mergers)} ways to merge them. Every number follows from the score table named below it; "
         "metrics.json has them all. Sentences are made from the numbers."
     )
-    sections = [Section(STUDIES[name].title, _section(name, result)) for name, result in results.items()]
+    sections = study_sections(STUDIES, results)
     sections += [
         Section("How sure this is", bullets([*_certainty(recipe), *notes])),
         Section("The data", _data(context)),
-        Section("Reproduce", _reproduce(recipe)),
+        Section("Reproduce", reproduction(recipe)),
     ]
     return page("r2m study", lead, sections)
 
 
-def _section(name: str, result: Result) -> str:
-    source = f"Repeats {STUDIES[name].source}; r2m study {name}."
-    parts = [f'<p class="soft">{source}</p>', bullets(result.sentences)]
-    parts += [tabulated(table) for table in result.tables.values()]
-    parts += [drawing(figure.svg, figure.caption) for figure in result.figures.values()]
-    return "".join(parts)
+def study_sections(studies: Mapping[str, Study], results: Mapping[str, Result]) -> list[Section]:
+    """A section per study: sentences, tables, figures."""
+    found = []
+    for name, result in results.items():
+        source = f"Repeats {studies[name].source}; r2m study {name}."
+        parts = [f'<p class="soft">{source}</p>', bullets(result.sentences)]
+        parts += [tabulated(table) for table in result.tables.values()]
+        parts += [drawing(figure.svg, figure.caption) for figure in result.figures.values()]
+        found.append(Section(studies[name].title, "".join(parts)))
+    return found
 
 
 def _certainty(recipe: StudyRecipe) -> list[str]:
@@ -83,11 +90,12 @@ def _kind(record: Record) -> str:
     return f"{record.family}: {record.method}" if record.label else "real"
 
 
-def _reproduce(recipe: StudyRecipe) -> str:
+def reproduction(recipe: BaseModel, kept: str = KEPT) -> str:
+    """The recipe as YAML, versions, and what of the run is kept for others."""
     text = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     return preformatted(text) + paragraphs(
         [
             ", ".join(f"{name} {version}" for name, version in versions().items()) + ".",
-            "Models are in models/, one directory each (`r2m info` describes them); the same command takes them up.",
+            kept,
         ]
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -20,6 +21,7 @@ from r2m_jax.evaluation.resampling import interval
 from r2m_jax.evaluation.robustness import Kind, perturb
 from r2m_jax.evaluation.scores import ScoreTable
 from r2m_jax.evaluation.tables import Table
+from r2m_jax.recipes.studying import Robustness
 from r2m_jax.studies.context import PRETRAINED, Context
 from r2m_jax.studies.measuring import Measured, measure, signed
 from r2m_jax.studies.result import Figure, Result
@@ -38,9 +40,8 @@ def robustness(context: Context) -> Result:
     groups = {heading: names for heading, names in roster.groups.items() if PRETRAINED not in names}
     seen = seen_columns(context)
     wanted = inside(seen, context.test)
-    records = _evenly_of_both([r for r, kept in zip(context.test, wanted, strict=True) if kept], chosen.images)
-    conditions: list[tuple[str, Kind | None, int]] = [(CLEAN, None, 0)]
-    conditions += [(f"{kind} {level}", kind, level) for kind in chosen.kinds for level in chosen.levels]
+    records = evenly_of_both([r for r, kept in zip(context.test, wanted, strict=True) if kept], chosen.images)
+    conditions = conditions_of(chosen)
     size, seed = context.begin.processor.crop_size["height"], context.recipe.seed
     with context.reporter.track("perturb", len(conditions) * len(records)) as advance:
         images = []
@@ -56,14 +57,24 @@ def robustness(context: Context) -> Result:
     every = [replace(record, domain=name) for name, _, _ in conditions for record in records]
     table = ScoreTable(every, logits)
     kept = as_protocol("robustness", "", seen.columns, records).columns
-    columns = [
-        Column(f"{column.name} {name}", replace(column.fake, domains=(name,)), Selector(domains=(name,)), name)
-        for name, _, _ in conditions
-        for column in kept
-    ]
-    formed = as_protocol("robustness", "seen columns, perturbed", columns, every)
+    formed = as_protocol("robustness", "seen columns, perturbed", under_each(conditions, kept), every)
     measured = measure(table, formed, context.recipe.intervals, context.cited("robustness"))
     return _result(context, measured, groups, table, len(records))
+
+
+def conditions_of(chosen: Robustness) -> list[tuple[str, Kind | None, int]]:
+    """Name, kind and level of every condition, the clean one first."""
+    found: list[tuple[str, Kind | None, int]] = [(CLEAN, None, 0)]
+    return found + [(f"{kind} {level}", kind, level) for kind in chosen.kinds for level in chosen.levels]
+
+
+def under_each(conditions: Sequence[tuple[str, Kind | None, int]], columns: Sequence[Column]) -> list[Column]:
+    """Columns under every condition, which is told by the domain."""
+    return [
+        Column(f"{column.name} {name}", replace(column.fake, domains=(name,)), Selector(domains=(name,)), name)
+        for name, _, _ in conditions
+        for column in columns
+    ]
 
 
 def perturbed(
@@ -84,20 +95,27 @@ def perturbed(
     source = RecordSource(records)
 
     def one(index: int) -> np.ndarray:
-        image = np.asarray(source.image(index))
-        if kind is not None:
-            times = max(1, MEASURE // min(image.shape[:2]))
-            large = perturb(image.repeat(times, axis=0).repeat(times, axis=1), kind, level, seed=seed, index=index)
-            height, width = image.shape[:2]
-            blocks = large.reshape(height, times, width, times, 3).mean(axis=(1, 3))
-            image = np.rint(blocks).astype(np.uint8)
+        image = perturbed_image(np.asarray(source.image(index)), kind, level, seed=seed, index=index)
         return resize_and_crop(Image.fromarray(image), size)
 
     with ThreadPoolExecutor(2) as pool:
         return np.stack(list(pool.map(one, range(len(records)))))
 
 
-def _evenly_of_both(records: Sequence[Record], limit: int) -> list[Record]:
+def perturbed_image(
+    image: UInt8[np.ndarray, "h w 3"], kind: Kind | None, level: int, *, seed: int, index: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """One image in its own size, enlarged for the perturbation as :func:`perturbed` says; None leaves it as it is."""
+    if kind is None:
+        return image
+    times = max(1, MEASURE // min(image.shape[:2]))
+    large = perturb(image.repeat(times, axis=0).repeat(times, axis=1), kind, level, seed=seed, index=index)
+    height, width = image.shape[:2]
+    blocks = large.reshape(height, times, width, times, 3).mean(axis=(1, 3))
+    return np.rint(blocks).astype(np.uint8)
+
+
+def evenly_of_both(records: Sequence[Record], limit: int) -> list[Record]:
     """At most so many, both classes and all methods in their shares."""
     order = sorted(records, key=lambda record: (record.label, record.family, record.method))
     return evenly(order, limit)
@@ -108,61 +126,103 @@ def variation(aucs: Float[np.ndarray, "m k *r"]) -> Float[np.ndarray, "m p *r"]:
     return (aucs[:, 1:] - aucs[:, :1]) / aucs[:, :1]
 
 
+def rav_table(measured: Measured, groups: Mapping[str, Sequence[str]], chosen: Robustness) -> Table:
+    """Clean AUC and, by kind and over all, the mean relative variation of every model, with intervals.
+
+    Args:
+        measured: AUCs of :func:`under_each`'s columns.
+        groups: heading to the models under it.
+        chosen: kinds and levels.
+    """
+    conditions = list(dict.fromkeys(measured.groups))
+    kinds = {kind: [conditions.index(f"{kind} {level}") for level in chosen.levels] for kind in chosen.kinds}
+
+    def numbers(aucs: np.ndarray) -> dict[str, np.ndarray]:
+        """Clean AUC, mean RAV of every kind and of all, from AUCs [models, conditions and families, …]."""
+        by_condition = by_conditions(measured, aucs)
+        change = variation(by_condition)
+        found = {"clean AUC": by_condition[:, 0]}
+        for kind, places in kinds.items():
+            found[f"RAV {spoken(kind)}"] = change[:, [place - 1 for place in places]].mean(axis=1)
+        return found | {"mean RAV": change.mean(axis=1)}
+
+    points, drawn = numbers(measured.auc), numbers(measured.samples)
+    ends = [interval(samples, measured.level) for samples in drawn.values()]
+    row = {name: measured.models.index(name) for names in groups.values() for name in names}
+    return Table(
+        "Robustness", list(points), groups,
+        {name: [float(points[head][place]) for head in points] for name, place in row.items()}, source=measured.source,
+        intervals={name: [(float(low[at]), float(high[at])) for low, high in ends] for name, at in row.items()},
+        caption="RAV is (perturbed AUC − clean AUC) / clean AUC, averaged over levels; negative is a loss. "
+        "AUCs are means over the seen columns.",
+    )  # fmt: skip
+
+
+def by_conditions(measured: Measured, aucs: Float[np.ndarray, "m c *r"]) -> Float[np.ndarray, "m k *r"]:
+    """Means over the columns of every condition."""
+    count = len(dict.fromkeys(measured.groups))
+    return np.asarray(aucs.reshape(len(aucs), count, -1, *aucs.shape[2:]).mean(axis=2))
+
+
+def spoken(kind: Kind) -> str:
+    """A kind in words."""
+    return kind.replace("_", " ")
+
+
+def curves(measured: Measured, names: Sequence[str], chosen: Robustness, prefix: str) -> dict[str, Figure]:
+    """Mean AUC by level, a figure per kind, by file name."""
+    conditions, aucs = list(dict.fromkeys(measured.groups)), by_conditions(measured, measured.auc)
+    figures = {}
+    for kind in chosen.kinds:
+        places = [0, *(conditions.index(f"{kind} {level}") for level in chosen.levels)]
+        series = {name: aucs[measured.models.index(name), places] for name in names}
+        title = f"Mean AUC by level of {spoken(kind)}"
+        svg = lines([0, *chosen.levels], series, title=title, x_label="level (0 is clean)", reference=0.5)
+        figures[f"{prefix}_{kind}"] = Figure(svg, f"{title}; the table has all models.")
+    return figures
+
+
+def rav_metrics(measured: Measured) -> dict[str, Any]:
+    """AUC and RAV of every model under every condition."""
+    conditions, aucs = list(dict.fromkeys(measured.groups)), by_conditions(measured, measured.auc)
+    change = variation(aucs)
+    return {
+        "source": measured.source,
+        "auc": {
+            name: dict(zip(conditions, row.tolist(), strict=True))
+            for name, row in zip(measured.models, aucs, strict=True)
+        },
+        "rav": {
+            name: dict(zip(conditions[1:], row.tolist(), strict=True))
+            for name, row in zip(measured.models, change, strict=True)
+        },
+    }
+
+
 def _result(
     context: Context, measured: Measured, groups: dict[str, Sequence[str]], table: ScoreTable, images: int
 ) -> Result:
     chosen, own = context.recipe.robustness, context.readings()[0]
     conditions = list(dict.fromkeys(measured.groups))
-    names = [name for each in groups.values() for name in each]
-    kinds = {kind: [conditions.index(f"{kind} {level}") for level in chosen.levels] for kind in chosen.kinds}
-    spoken = {kind: kind.replace("_", " ") for kind in kinds}
-
-    def numbers(aucs: np.ndarray) -> dict[str, np.ndarray]:
-        """Clean AUC, mean RAV of every kind and of all, from AUCs [models, conditions and families, …]."""
-        by_condition = aucs.reshape(len(measured.models), len(conditions), -1, *aucs.shape[2:]).mean(axis=2)
-        change = variation(by_condition)
-        found = {"clean AUC": by_condition[:, 0]}
-        for kind, places in kinds.items():
-            found[f"RAV {spoken[kind]}"] = change[:, [place - 1 for place in places]].mean(axis=1)
-        return found | {"mean RAV": change.mean(axis=1)}
-
-    points, drawn = numbers(measured.auc), numbers(measured.samples)
-    ends = [interval(samples, measured.level) for samples in drawn.values()]
-    row = {name: measured.models.index(name) for name in names}
-    values = {name: [float(points[head][row[name]]) for head in points] for name in names}
-    found = Table(
-        "Robustness", list(points), groups, values, source=measured.source,
-        intervals={name: [(float(low[row[name]]), float(high[row[name]])) for low, high in ends] for name in names},
-        caption="RAV is (perturbed AUC − clean AUC) / clean AUC, averaged over levels; negative is a loss. "
-        "AUCs are means over the seen columns.",
-    )  # fmt: skip
+    found = rav_table(measured, groups, chosen)
+    values = found.values
+    names = list(values)
     overall = {name: values[name][-1] for name in names}
     steady = max(names, key=lambda name: overall[name])
     firm = max(context.recipe.mergers, key=lambda name: overall[name])
-    costs = {kind: float(points[f"RAV {spoken[kind]}"].mean()) for kind in kinds}
+    column = {kind: list(found.columns).index(f"RAV {spoken(kind)}") for kind in chosen.kinds}
+    costs = {kind: float(np.mean([row[at] for row in values.values()])) for kind, at in column.items()}
     hardest = min(costs, key=lambda kind: costs[kind])
     sentences = [
         f"Over {images} images under {len(conditions) - 1} perturbations, {steady} has the highest mean RAV of all "
         f"models ({signed(overall[steady])}, clean AUC {values[steady][0]:.3f})"
         + ("." if firm == steady else f", and {firm} of the mergers ({signed(overall[firm])}, {values[firm][0]:.3f})."),
-        f"{spoken[hardest].capitalize()} costs most, {signed(costs[hardest])} on average over models.",
+        f"{spoken(hardest).capitalize()} costs most, {signed(costs[hardest])} on average over models.",
         *(f"{name}: mean RAV {signed(overall[name])} from a clean AUC of {values[name][0]:.3f}." for name in own),
         "A model that is near chance on clean images has little to lose: read RAV beside the clean AUC.",
     ]
-    by_condition = measured.auc.reshape(len(measured.models), len(conditions), -1).mean(axis=2)
-    figures = {}
-    for kind, places in kinds.items():
-        series = {name: by_condition[row[name], [0, *places]] for name in _drawn(context, names)}
-        title = f"Mean AUC by level of {spoken[kind]}"
-        svg = lines([0, *chosen.levels], series, title=title, x_label="level (0 is clean)", reference=0.5)
-        figures[f"robustness_{kind}"] = Figure(svg, f"{title}; the table has all models.")
-    change = variation(by_condition)
-    metrics = {
-        "source": measured.source,
-        "auc": {name: dict(zip(conditions, by_condition[at].tolist(), strict=True)) for name, at in row.items()},
-        "rav": {name: dict(zip(conditions[1:], change[at].tolist(), strict=True)) for name, at in row.items()},
-    }
-    return Result(sentences, {"robustness": found}, figures, {"robustness": table}, metrics)
+    figures = curves(measured, _drawn(context, names), chosen, "robustness")
+    return Result(sentences, {"robustness": found}, figures, {"robustness": table}, rav_metrics(measured))
 
 
 def _drawn(context: Context, names: Sequence[str]) -> list[str]:

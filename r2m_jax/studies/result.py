@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r2m_jax.evaluation.scores import ScoreTable
 from r2m_jax.evaluation.tables import Table
-
-if TYPE_CHECKING:
-    from r2m_jax.studies.context import Context
 
 
 class Unavailable(Exception):
@@ -59,10 +56,10 @@ class Study:
         name: on the command line.
         title: of its section of the page.
         source: what it repeats.
-        run: raises :class:`Unavailable` where it cannot be done.
+        run: given the context of its kind; raises :class:`Unavailable` where it cannot be done.
     """
 
     name: str
     title: str
     source: str
-    run: Callable[[Context], Result]
+    run: Callable[[Any], Result]

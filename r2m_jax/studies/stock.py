@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from r2m_jax.checkpoints import load_detector, provenance, save_detector
 from r2m_jax.checkpoints.directory import read_provenance
 from r2m_jax.data.records import Record
 from r2m_jax.errors import InputError
-from r2m_jax.models import Detector, Params
+from r2m_jax.models import Detector, Params, apply_detector
 from r2m_jax.parallel import data_mesh
 from r2m_jax.progress import Reporter
 from r2m_jax.studies.result import Unavailable
 from r2m_jax.studies.roles import Lesson
-from r2m_jax.training import FineTuner, FineTuning, Window
+from r2m_jax.training import FineTuner, FineTuning, Sharpness, Window, image_inputs, train_step
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,22 @@ class Model:
     load: Callable[[], Params]
 
 
+class SharpTuner(FineTuner):
+    """A :class:`~r2m_jax.training.FineTuner` that trains with SAM.
+
+    Args:
+        begin, settings, mesh: as there.
+        sharpness: SAM's.
+    """
+
+    def __init__(self, begin: Detector, settings: FineTuning, mesh: Mesh, sharpness: Sharpness):
+        super().__init__(begin, settings, mesh)
+        logits = apply_detector(begin.config, begin.options)
+        inputs = image_inputs(begin.processor.image_mean, begin.processor.image_std)
+        step = train_step(logits, self._optimizer(1), inputs, sharpness=sharpness)
+        self._step = jax.jit(step, donate_argnums=0)
+
+
 class Stock:
     """Models by lesson.
 
@@ -53,6 +71,7 @@ class Stock:
         pixels: gives them decoded, uint8 [n, h, w, 3]; asked for when something is trained.
         inputs: of the provenance.
         reporter: told what happens.
+        sharpness: SAM's, for models trained with it.
     """
 
     def __init__(
@@ -67,7 +86,9 @@ class Stock:
         pixels: Callable[[], UInt8[np.ndarray, "n h w 3"]],
         inputs: Sequence[Mapping[str, Any]],
         reporter: Reporter,
+        sharpness: Sharpness | None = None,
     ):
+        self._sharpness = sharpness
         self._begin, self._settings, self._decided_by = begin, settings, dict(decided_by)
         self._folder, self._earlier = folder, earlier
         self._records, self._pixels, self._inputs = records, pixels, list(inputs)
@@ -116,6 +137,8 @@ class Stock:
     def _key(self, lesson: Lesson) -> str:
         assert self._settings is not None
         what = {**self._decided_by, "lesson": [lesson.methods, lesson.domains], "training": vars(self._settings)}
+        if self._sharpness is not None:
+            what["sam"] = vars(self._sharpness)
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def _kept(self, name: str, lesson: Lesson) -> Params | None:
@@ -137,7 +160,10 @@ class Stock:
             raise InputError(f"there is no {lacking} training image of {', '.join(lesson.domains)} for {name}.")
         assert self._settings is not None
         if self._tuner is None:
-            self._tuner = FineTuner(self._begin, self._settings, data_mesh())
+            if self._sharpness is None:
+                self._tuner = FineTuner(self._begin, self._settings, data_mesh())
+            else:
+                self._tuner = SharpTuner(self._begin, self._settings, data_mesh(), self._sharpness)
         batch = self._settings.batch_size
         images = self._pixels()[chosen]
         begun = time.monotonic()
@@ -150,7 +176,10 @@ class Stock:
         made = provenance.record(
             "specialist" if not name.startswith("all-in-one") else "all_in_one",
             inputs=self._inputs, seed=self._settings.seed, name=name,
-            recipe={**vars(self._settings), "methods": list(lesson.methods), "domains": list(lesson.domains)},
+            recipe={
+                **vars(self._settings), "methods": list(lesson.methods), "domains": list(lesson.domains),
+                "sam": None if self._sharpness is None else vars(self._sharpness),
+            },
             images=len(images), seconds=round(time.monotonic() - begun, 2), decided_by=self._key(lesson),
         )  # fmt: skip
         detector = self._begin.replace_params(params)

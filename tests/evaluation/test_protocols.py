@@ -162,6 +162,34 @@ def test_universal_sets_keep_to_themselves():
         assert [r.path for r, inside in zip(records, mask, strict=True) if inside] == [f"{name}0", f"{name}1"]
 
 
+def test_corits_sets_are_told_from_their_own_real_images():
+    names = {
+        "CDFv1": "Celeb-DF-v1", "CDFv2": "Celeb-DF-v2", "DFDCP": "DFDCP", "DFDC": "DFDC", "DFD": "DeepFakeDetection",
+    }  # fmt: skip
+    domains = {"CDFv1": "cdf", "CDFv2": "cdf", "DFDCP": "dfdcp", "DFDC": "dfdc", "DFD": "dfd"}
+    records = [
+        Record(f"{short}{label}", label, "FS" * label, spelled if label else "", domains[short], dataset=spelled)
+        for short, spelled in names.items()
+        for label in (0, 1)
+    ] + [Record("ff", 0, domain="ff", dataset="FF++"), Record("FF-DF", 1, "FS", "FF-DF", "ff", dataset="FF++")]
+    formed = protocol("corit-cross", records)
+    assert [column.name for column in formed.columns] == list(names)
+    for short in names:
+        assert [r.path for r in chosen(formed, records, short)] == [f"{short}0", f"{short}1"]
+
+
+def test_corits_five_methods_of_df40_are_those_of_the_other_domain():
+    records = df40()
+    formed = protocol("corit-df40", records)
+    assert [column.name for column in formed.columns] == ["uniface", "e4s", "facedancer", "fsgan", "inswap"]
+    for column in formed.columns:
+        inside = chosen(formed, records, column.name)
+        assert {r.domain for r in inside} == {"cdf"}
+        assert {r.method for r in inside} == {"", column.name}
+    ff = [record for record in records if record.domain == "ff"]
+    assert any("no domain cdf" in note for note in protocol("corit-df40", ff).notes)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_protocol_runs_on_a_forged_index_and_says_what_it_is_made_of(name):
     records = forged()

@@ -114,6 +114,7 @@ def sam_train(
     rho: Float[Array, ""],
     training: ProbeTraining,
     record: Callable[[Params], Any] = lambda _: None,
+    loss: Callable[[Params, Array, Array], Array] = cross_entropy,
 ) -> tuple[Params, Any]:
     """Train one head with SAM; pure, for ``vmap`` and ``jit``.
 
@@ -124,12 +125,13 @@ def sam_train(
         rho: radius; 0 is SGD to the last bit.
         training: settings (``steps`` and ``batch_size`` are those of ``order``).
         record: of the head, before every stretch.
+        loss: ``(head, features, labels)``, of heads of any kind.
 
     Returns:
         The trained head, and what was recorded, stacked.
     """
     optimizer = optax.sgd(training.learning_rate, momentum=training.momentum or None)
-    gradient = jax.grad(cross_entropy)
+    gradient = jax.grad(loss)
 
     def step(state: tuple[Params, Any], chosen: Array) -> tuple[tuple[Params, Any], None]:
         head, inner = state

@@ -141,7 +141,7 @@ def evaluate(
 def study(
     arguments: Annotated[
         list[str],
-        typer.Argument(metavar="NAME… [RECIPE] [KEY=VALUE]", help="table1, grid … or all; corit-probe … or corit."),
+        typer.Argument(metavar="NAME… [RECIPE] [KEY=VALUE]", help="table1, grid … or all; corit …; compression …."),
     ],
     index: Annotated[
         Path | None, typer.Option(help="Index of real and fake images; photographs are forged when omitted.")

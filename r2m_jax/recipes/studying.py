@@ -153,6 +153,40 @@ class Robustness(Section):
     images: int = Field(200, ge=16)
 
 
+class Compression(Section):
+    """What ``merge-compress`` compares for every way to merge.
+
+    Attributes:
+        mergers: by the name they are shown under.
+        rates: shares of every kernel's entries that are pruned after merging.
+        team_rates: the same of specialists before merging.
+        bits: of a merge's kernels.
+        task_vector_bits: of what specialists differ in from the base.
+    """
+
+    mergers: dict[str, Merger] = Field(
+        default={
+            "Weight averaging": Merger(method="weight_averaging"),
+            "R²M, uncentred core": Merger(
+                method="r2m", parameters=MergeParameters(rank=0.7, alpha=0.5, centering="uncentered")
+            ),
+        },
+        min_length=1,
+    )
+    rates: tuple[float, ...] = (0.6, 0.75, 0.9)
+    team_rates: tuple[float, ...] = (0.6, 0.75, 0.9)
+    bits: tuple[int, ...] = (8, 4)
+    task_vector_bits: tuple[int, ...] = (8, 4, 3, 2)
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Compression:
+        if any(not 0 < rate < 1 for rate in (*self.rates, *self.team_rates)):
+            raise ValueError("rates and team_rates are shares between 0 and 1")
+        if any(not 2 <= bits <= 8 for bits in (*self.bits, *self.task_vector_bits)):
+            raise ValueError("bits and task_vector_bits are 2 to 8")
+        return self
+
+
 class StudyRecipe(Section):
     """Everything that decides the studies.
 
@@ -165,7 +199,7 @@ class StudyRecipe(Section):
         seed: of photographs' patches, forgeries, the heads' start, sample order and mirroring.
         data, training: see there.
         mergers: by the name they are shown under.
-        integration, grid, robustness: see there.
+        integration, grid, robustness, compression: see there.
         intervals: bootstrap by clip.
         batch_size: images scored at a time.
         scores: format of the score tables.
@@ -185,6 +219,7 @@ class StudyRecipe(Section):
     integration: Integration = Integration()
     grid: Grid = Grid()
     robustness: Robustness = Robustness()
+    compression: Compression = Compression()
     intervals: Intervals = Intervals()
     batch_size: int = Field(64, ge=1)
     scores: Literal["csv", "parquet"] = "csv"
@@ -207,6 +242,8 @@ class StudyRecipe(Section):
         names = tuple(self.specialists) or ("FS", "FR", "EFS")
         for shown, merger in self.mergers.items():
             _checked(f"mergers.{shown}", merger, names, {})
+        for shown, merger in self.compression.mergers.items():
+            _checked(f"compression.mergers.{shown}", merger, names, {})
         for shown, parameters in self.grid.readings.items():
             changes = {"alpha": self.grid.alpha[0], "rank": self.grid.rank[0]}
             _checked(f"grid.readings.{shown}", Merger(method="r2m", parameters=parameters), names, changes)

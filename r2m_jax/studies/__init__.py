@@ -1,5 +1,6 @@
 """The paper's tables and figures as functions of a context; a study of your own is a file here and a line below."""
 
+from r2m_jax.studies.compressed import merge_compress
 from r2m_jax.studies.context import Context
 from r2m_jax.studies.domains import domains
 from r2m_jax.studies.grid import grid
@@ -24,6 +25,7 @@ _EVERY = (
     Study("grid", "Scale and rank of R²M", "R²M, Fig. A.1", grid),
     Study("probe", "Similarity to the weight average", "R²M, Fig. 2", similarity),
     Study("robustness", "Perturbed images", "CoRIT (arXiv 2603.24057), eq. 26", robustness),
+    Study("merge-compress", "Merging and compressing", "no paper: arXiv 2504.21066 beside R²M", merge_compress),
 )
 
 STUDIES: dict[str, Study] = {study.name: study for study in _EVERY}

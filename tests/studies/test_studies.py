@@ -30,7 +30,7 @@ from r2m_jax.studies.measuring import measure
 from r2m_jax.studies.perturbed import perturbed, variation
 from r2m_jax.studies.roles import NEW, Lesson, as_protocol, find_roles, named
 from r2m_jax.studies.stock import file_name
-from r2m_jax.training.fine_tuning import _warmup_cosine
+from r2m_jax.training.fine_tuning import clocked_cosine
 from r2m_jax.training.optimizers import warmup_cosine
 
 FAMILIES = ("FS", "FR", "EFS")
@@ -232,7 +232,7 @@ def test_levels_of_a_perturbation_grow(photograph):
 @given(st.integers(1, 400), st.floats(0, 1))
 def test_the_rate_kept_in_the_state_is_optax_s(steps, share):
     rates = warmup_cosine(0.5, steps)
-    transform = _warmup_cosine(0.5, steps)
+    transform = clocked_cosine(0.5, steps)
     done = int(share * (steps - 1))
     state = transform.init({})._replace(done=jnp.asarray(done))
     updates, after = transform.update({"w": jnp.ones(())}, state)

@@ -62,7 +62,9 @@ def compression_study(recipe: CompressionStudyRecipe, *, reporter: Reporter, ove
         for sentence in said:
             context.note(sentence)
         results, left_out, seconds = run_studies(names, STUDIES, context)
-        write_parts(aside, results, context.cited, run if recipe.data.index is None else recipe.data.index.parent)
+        write_parts(
+            aside, results, context.cited, run if recipe.data.index is None else index_file(recipe.data.index).parent
+        )
         notes = [*context.notes, *left_out.values()]
         metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
         (aside / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")

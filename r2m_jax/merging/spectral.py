@@ -225,8 +225,11 @@ def _by_svd(flat: Float[Array, "s n"]) -> tuple[Float[Array, "s s"], Float[Array
 def _by_range_finder(flat: Float[Array, "s n"], kept: int) -> Float[Array, "s k"]:
     smaller = flat.shape[0]
     tried = min(smaller, kept + OVERSAMPLING)
-    # A fixed key: the same matrix gives the same basis, whatever else is merged beside it.
-    start = jax.random.normal(jax.random.key(0), (smaller, tried), flat.dtype)
+    # A fixed key: the same matrix gives the same basis, whatever else is merged beside it. Drawn in float32: programs
+    # that are traced in wide arithmetic but lowered outside of it, as in-memory merges are, cannot draw float64.
+    with jax.enable_x64(False):
+        start = jax.random.normal(jax.random.key(0), (smaller, tried), jnp.float32)
+    start = start.astype(flat.dtype)
 
     def improve(_: int, found: Float[Array, "s t"]) -> Array:
         return jnp.linalg.qr(_matmul(flat, _matmul(flat.T, found)))[0]

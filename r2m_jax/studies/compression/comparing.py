@@ -49,7 +49,7 @@ class Finding:
     """A sentence of the paper beside what was found.
 
     Attributes:
-        paper: what it says.
+        paper: what it says; empty where it does not.
         here: what the numbers say.
         verdict: whether the one holds for the other.
     """
@@ -60,6 +60,8 @@ class Finding:
 
     def sentence(self) -> str:
         """Both and the verdict."""
+        if not self.paper:
+            return f"Beside the paper: {self.here}."
         return f"Paper: {self.paper}. Here: {self.here} — {self.verdict}."
 
 
@@ -180,6 +182,11 @@ def judged(paper: str, what: str, found: tuple[float, float, float], *, above: b
         above: whether the paper has it above zero.
     """
     value, low, high = found
-    here = f"{what} {signed(value)} in AUC (interval {signed(low)} to {signed(high)})"
     verdict = UNDECIDED if low <= 0 <= high else MET if (value > 0) == above else NOT_MET
-    return Finding(paper, here, verdict)
+    return Finding(paper, worded(what, found), verdict)
+
+
+def worded(what: str, found: tuple[float, float, float]) -> str:
+    """A difference of :func:`gap` with its interval, in words."""
+    value, low, high = found
+    return f"{what} {signed(value)} in AUC (interval {signed(low)} to {signed(high)})"

@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests in so many processes; they mostly wait for one core each (compilers, image codecs).
-WORKERS ?= 2
+# Tests in so many processes: one a core (they mostly keep one busy: compilers, image codecs), four at most, for memory.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
 
 .PHONY: test test-fast demo demo-quick study-quick lint format clean
 

@@ -96,7 +96,7 @@ def test_convert_then_info(tiny_hf_dir, tmp_path):
         (["convert", "HF", "OUT", "--activation", "gelu"], "contradicts"),
         (["convert", "HF", "HF"], "already exists"),
         (["convert", "NOTES", "OUT"], "no checkpoint of a known kind"),
-        (["info", "OUT"], "OUT does not exist"),
+        (["info", "OUT"], "OUT is no directory"),
         (["demo", "--images", "OUT", "--out", "OUT2"], "OUT"),
         (["demo", "--seed", "-1", "--out", "OUT2"], "seed"),
     ],

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch", reason="torch is the reference implementati
 
 from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: E402
 
-from r2m_jax.checkpoints.names import PREFIX, assemble, disassemble  # noqa: E402
+from r2m_jax.checkpoints.names import assemble, disassemble, stored_name, tower_name  # noqa: E402
 from r2m_jax.checkpoints.tensors import LazyTensor  # noqa: E402
 from r2m_jax.models import TowerOptions, apply_tower, parameter_shapes, vision_config  # noqa: E402
 from r2m_jax.trees import flatten  # noqa: E402
@@ -21,7 +21,7 @@ TOLERANCE = 2e-5
 
 
 def backbone_of(model):
-    tensors = {name.removeprefix(PREFIX): LazyTensor.of(p.detach().numpy()) for name, p in model.named_parameters()}
+    tensors = {tower_name(name): LazyTensor.of(p.detach().numpy()) for name, p in model.named_parameters()}
     return assemble(tensors, {"backbone": parameter_shapes(model.config)["backbone"]}, "torch model")["backbone"]
 
 
@@ -70,7 +70,7 @@ def test_gradients_of_every_parameter(tiny_config, rng):
     tensors = disassemble({"backbone": ours})
     worst = 0.0
     for name, parameter in model.named_parameters():
-        mine = tensors[PREFIX + name.removeprefix(PREFIX)].read()
+        mine = tensors[stored_name(tower_name(name))].read()
         if name.endswith("k_proj.bias"):
             # Softmax is blind to a shift of all keys, so this gradient is zero up to rounding on both sides.
             assert np.abs(mine).max() < 1e-4

@@ -19,6 +19,7 @@ def run(
     normalise: bool,
     check: Path | None,
     int8: str | None,
+    tolerance: float | None,
     overwrite: bool,
 ) -> None:
     """Export, and say how large the artifact is and how far it is from the model.
@@ -37,6 +38,7 @@ def run(
         normalised=not normalise,
         check=check,
         int8=int8,
+        tolerance=tolerance,
         overwrite=overwrite,
         reporter=Reporter(),
     )

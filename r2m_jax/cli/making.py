@@ -253,6 +253,9 @@ def export(
         str | None,
         typer.Option(help="onnx: dynamic or static (calibrated on the --check images) int8 products."),
     ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="How far a probability may be from the model's; by the artifact when omitted.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing artifact.")] = False,
 ) -> None:
     """Write a model for other runtimes, and check that it scores the same there."""
@@ -267,5 +270,6 @@ def export(
         normalise=normalise,
         check=check,
         int8=int8,
+        tolerance=tolerance,
         overwrite=overwrite,
     )

@@ -98,6 +98,7 @@ def export(
     normalised: bool = False,
     check: Path | None = None,
     int8: str | None = None,
+    tolerance: float | None = None,
     overwrite: bool = False,
     reporter: Reporter,
 ) -> Exported:
@@ -113,15 +114,18 @@ def export(
         batch: images a program takes at a time; None leaves it open.
         normalised: a program takes normalised float32 images instead of uint8 ones.
         check: folder of images to compare on; sixteen built-in ones when omitted.
-        int8: ``dynamic`` or ``static`` make an int8 graph of the float32 one, which is held to its own tolerance.
+        int8: ``dynamic`` or ``static`` make an int8 graph of the float32 one, which is held to a tolerance of its own.
+        tolerance: how far a probability may be from the model's; None for the artifact's default (:data:`TOLERANCES`).
         overwrite: replace an existing artifact.
         reporter: told of progress.
 
     Raises:
         InputError: the format, the dtype or the model do not fit, the place is taken, or the artifact's scores differ
-            from the model's by more than :data:`TOLERANCES`; then nothing is left behind.
+            from the model's by more than the tolerance; then nothing is left behind.
     """
     _refuse(format, dtype, batch, normalised)
+    if tolerance is not None and not 0 <= tolerance <= 1:
+        raise InputError(f"--tolerance {tolerance:g} is no difference of probabilities; give one from 0 to 1.")
     if int8 is not None:
         refuse_int8(int8, format, dtype, normalised)
     with _place(out, format, overwrite) as (artifact, record, shown):
@@ -154,11 +158,11 @@ def export(
         written = time.monotonic()
         run = _open(artifact, format, normalised)
         difference = _compare(ready, run, list(arrays.values()), batch=batch, normalised=normalised, reporter=reporter)
-        tolerance = TOLERANCES[dtype] if int8 is None else INT8_TOLERANCE
-        if difference.probability > tolerance:
+        held = (TOLERANCES[dtype] if int8 is None else INT8_TOLERANCE) if tolerance is None else tolerance
+        if difference.probability > held:
             raise InputError(
                 f"{shown[0]} was not kept: its probabilities differ from the model's by up to "
-                f"{difference.probability:.2g}, more than {tolerance:g}; choose "
+                f"{difference.probability:.2g}, more than {held:g}; choose a larger --tolerance or "
                 f"{'no --int8' if int8 else 'another --format' if dtype == 'float32' else '--dtype float32'}."
             )
         seconds = written - start, time.monotonic() - written
@@ -180,10 +184,10 @@ def export(
             seconds_per_batch=times and times._asdict(),
             classes=list(CLASSES),
             **{key: value for key, value in described.items() if key not in ("classes", "inputs")},
-            check={"on": str(check) if check else "built-in images", **asdict(difference), "tolerance": tolerance},
+            check={"on": str(check) if check else "built-in images", **asdict(difference), "tolerance": held},
         )
         record.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        return Exported(*shown, artifact.stat().st_size, difference, tolerance, seconds, times)
+        return Exported(*shown, artifact.stat().st_size, difference, held, seconds, times)
 
 
 def _refuse(format: str, dtype: str, batch: int | None, normalised: bool) -> None:

@@ -195,6 +195,12 @@ def test_what_differs_is_not_kept(base, tmp_path, monkeypatch):
         export(base, tmp_path / "folder", format="safetensors", dtype="bfloat16", reporter=QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["fs.safetensors"]
     assert (tmp_path / "fs.safetensors").read_text() == "an earlier one"
+    made = export(
+        base, tmp_path / "wide", format="safetensors", dtype="bfloat16", tolerance=0.5, overwrite=True, reporter=QUIET
+    )
+    assert made.tolerance == 0.5
+    with pytest.raises(InputError, match="--tolerance 2 is no difference of probabilities"):
+        export(base, tmp_path / "x", format="safetensors", tolerance=2, reporter=QUIET)
 
 
 @pytest.mark.parametrize(

@@ -49,13 +49,13 @@ def write_onnx(
         InputError: jax2onnx or ONNX are not installed, or the function has an operation that ONNX lacks.
     """
     try:
-        with _quiet():
+        with quiet():
             import onnx
             from jax2onnx import to_onnx
     except ImportError:
         raise InputError(_MISSING) from None
     try:
-        with _quiet():
+        with quiet():
             model = to_onnx(
                 function,
                 list(inputs.values()),
@@ -118,9 +118,12 @@ def _store_in(model: Any, dtype: np.dtype) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    # jax2onnx logs, with tracebacks, which of its plugins for other libraries do not fit this JAX, and uses names of
-    # Flax that are to go; neither tells a user anything, and the check judges the result.
+def quiet() -> Iterator[None]:
+    """Without the logs and warnings of exporters, which tell a user nothing: the check judges the result.
+
+    jax2onnx logs, with tracebacks, which of its plugins for other libraries do not fit this JAX, and uses names of Flax
+    that are to go; ONNX Runtime's quantiser advises every graph to be optimised first.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -8,19 +8,16 @@ use 7 of their 8 bits (``reduce_range``): on x86 without VNNI products of full b
 
 from __future__ import annotations
 
-import logging
 import statistics
 import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from r2m_jax.errors import InputError
-from r2m_jax.export.onnx import open_onnx
+from r2m_jax.export.onnx import open_onnx, quiet
 from r2m_jax.export.program import Run
 
 Int8 = Literal["dynamic", "static"]
@@ -84,7 +81,7 @@ def quantise_onnx(artifact: Path, how: str, arrays: Mapping[str, np.ndarray], *,
     metadata = {entry.key: entry.value for entry in onnx.load(artifact).metadata_props}
     prepared, made = (artifact.with_name(f"{artifact.name}.{step}") for step in ("prepared", "int8"))
     try:
-        with _quiet():
+        with quiet():
             # ONNX Runtime optimises a graph as it loads it; quantisation needs but the shapes.
             quant_pre_process(artifact, prepared, skip_optimization=True, skip_symbolic_shape=True)
             settings = {"per_channel": True, "reduce_range": True, "weight_type": QuantType.QInt8}
@@ -125,16 +122,3 @@ class _Images:
     def get_next(self) -> dict[str, np.ndarray] | None:
         """The next batch."""
         return next(self._left, None)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # The quantiser logs advice on optimising first, for every graph.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -14,14 +14,14 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from r2m_jax.atomic import atomic_directory, link_or_copy
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import provenance
 from r2m_jax.data.index import index_file, read_index
 from r2m_jax.data.pipeline import Decoding, decode_all
 from r2m_jax.data.records import Record, select
 from r2m_jax.evaluation.report import Section, bullets, page, tabulated
 from r2m_jax.evaluation.tables import Table
-from r2m_jax.jobs.study import DATA, Studied, forged_index, known_studies, run_studies, under_way, write_parts
+from r2m_jax.jobs.study import Studied, forged_index, keep, known_studies, run_studies, under_way, write_results
 from r2m_jax.jobs.study_page import reproduction, study_sections
 from r2m_jax.parallel import available_cores
 from r2m_jax.progress import Reporter
@@ -62,20 +62,16 @@ def compression_study(recipe: CompressionStudyRecipe, *, reporter: Reporter, ove
         for sentence in said:
             context.note(sentence)
         results, left_out, seconds = run_studies(names, STUDIES, context)
-        write_parts(
-            aside, results, context.cited, run if recipe.data.index is None else index_file(recipe.data.index).parent
-        )
         notes = [*context.notes, *left_out.values()]
-        metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
-        (aside / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (aside / "report.html").write_text(_page(recipe, context, results, notes), encoding="utf-8")
+        images = run if recipe.data.index is None else index_file(recipe.data.index).parent
+        write_results(aside, results, context.cited, images, notes, _page(recipe, context, results, notes))
         made = provenance.record(
             "compression-study", inputs=hashed, recipe=recipe.model_dump(mode="json"), seed=recipe.seed,
             seconds=round(time.monotonic() - start, 1), studies=seconds, left_out=left_out,
             trained=context.trained, taken=context.taken, devices=[str(d) for d in jax.devices()],
         )  # fmt: skip
         (aside / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        _keep(recipe.out, run, aside)
+        keep(recipe.out, run, aside, MODELS)
     shutil.rmtree(run, ignore_errors=True)  # not before the result is in its place
     return Studied(recipe.out, results, left_out, tuple(context.trained), tuple(context.taken))
 
@@ -141,14 +137,3 @@ def _page(
         Section("Reproduce", reproduction(recipe, "Networks are in models/, one directory each (`r2m info`).")),
     ]
     return page("r2m study: compression", lead, sections)
-
-
-def _keep(out: Path, run: Path, aside: Path) -> None:
-    """Move networks and data of this run into the result, and keep what an earlier result has besides."""
-    for part in (run / MODELS, out / MODELS):
-        for item in sorted(part.iterdir()) if part.is_dir() else ():
-            target = aside / MODELS / item.name
-            if not target.exists():
-                shutil.copytree(item, target, copy_function=link_or_copy)
-    if (run / DATA).is_dir():
-        shutil.copytree(run / DATA, aside / DATA, copy_function=link_or_copy)

@@ -8,12 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from r2m_jax.atomic import atomic_directory, link_or_copy
+from r2m_jax.atomic import atomic_directory
 from r2m_jax.checkpoints import provenance
 from r2m_jax.checkpoints.preprocessing import read_processor
 from r2m_jax.checkpoints.tensors import safetensors_files
@@ -25,15 +24,15 @@ from r2m_jax.jobs.collapse_features import divide
 from r2m_jax.jobs.kinds import square_input
 from r2m_jax.jobs.merge_inputs import open_inputs
 from r2m_jax.jobs.study import (
-    DATA,
     MODELS,
     Studied,
     forged_index,
+    keep,
     known_studies,
     read_base,
     run_studies,
     under_way,
-    write_parts,
+    write_results,
 )
 from r2m_jax.jobs.study_page import reproduction, study_sections
 from r2m_jax.models import Detector
@@ -75,18 +74,16 @@ def corit_study(recipe: CoritStudyRecipe, *, reporter: Reporter, overwrite: bool
         for sentence in said:
             context.note(sentence)
         results, left_out, seconds = run_studies(names, STUDIES, context)
-        write_parts(aside, results, context.cited, run if recipe.data.index is None else index.parent)
         notes = [*context.notes, *left_out.values()]
-        metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
-        (aside / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (aside / "report.html").write_text(_page(recipe, context, results, notes), encoding="utf-8")
+        images = run if recipe.data.index is None else index.parent
+        write_results(aside, results, context.cited, images, notes, _page(recipe, context, results, notes))
         made = provenance.record(
             "corit-study", inputs=[*inputs, *_hashed(recipe)], recipe=recipe.model_dump(mode="json"), seed=recipe.seed,
             seconds=round(time.monotonic() - start, 1), studies=seconds, left_out=left_out,
             trained=context.trained, taken=context.taken, devices=[str(d) for d in jax.devices()],
         )  # fmt: skip
         (aside / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        _keep(recipe.out, run, aside)
+        keep(recipe.out, run, aside, TOKENS, MODELS)
     shutil.rmtree(run, ignore_errors=True)  # not before the result is in its place
     return Studied(recipe.out, results, left_out, tuple(context.trained), tuple(context.taken))
 
@@ -140,20 +137,3 @@ def _page(recipe: CoritStudyRecipe, context: Frozen, results: Mapping[str, Resul
         Section("Reproduce", reproduction(recipe, "Tokens are in tokens/; the same command takes them up.")),
     ]
     return page("r2m study: CoRIT", lead, sections)
-
-
-def _keep(out: Path, run: Path, aside: Path) -> None:
-    """Move tokens, models and data of this run into the result, and keep what an earlier result has besides."""
-    for part in (TOKENS, MODELS):
-        for source in (run / part, out / part):
-            for item in sorted(source.iterdir()) if source.is_dir() else ():
-                target = aside / part / item.name
-                target.parent.mkdir(exist_ok=True)
-                if target.exists():
-                    continue
-                if item.is_dir():
-                    shutil.copytree(item, target, copy_function=link_or_copy)
-                else:
-                    link_or_copy(item, target)
-    if (run / DATA).is_dir():
-        shutil.copytree(run / DATA, aside / DATA, copy_function=link_or_copy)

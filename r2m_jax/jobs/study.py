@@ -81,14 +81,17 @@ def study(recipe: StudyRecipe, *, reporter: Reporter, overwrite: bool = False) -
         with tempfile.TemporaryDirectory(prefix="pixels-", dir=run) as scratch:
             context, inputs = _context(recipe, run, Path(scratch), reporter)
             results, left_out, seconds = run_studies(names, STUDIES, context)
-        _write(aside, recipe, context, results, left_out, run if recipe.data.index is None else None)
+        notes = [*context.notes, *left_out.values()]
+        images = run if recipe.data.index is None else index_file(recipe.data.index).parent
+        write_results(aside, results, context.cited, images, notes, page_of(recipe, context, results, notes))
         made = provenance.record(
             "study", inputs=inputs, recipe=recipe.model_dump(mode="json"), seed=recipe.seed,
             seconds=round(time.monotonic() - start, 1), studies=seconds, left_out=left_out,
             trained=context.stock.trained, taken=context.stock.taken, devices=[str(d) for d in jax.devices()],
         )  # fmt: skip
         (aside / provenance.FILE).write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-        _keep(recipe.out, run, aside)
+        (aside / MODELS).mkdir()
+        keep(recipe.out, run, aside, MODELS)
     shutil.rmtree(run, ignore_errors=True)  # not before the result is in its place
     return Studied(recipe.out, results, left_out, tuple(context.stock.trained), tuple(context.stock.taken))
 
@@ -268,33 +271,23 @@ def _decoded(
     return pixels
 
 
-def _write(
+def write_results(
     folder: Path,
-    recipe: StudyRecipe,
-    context: Context,
-    results: dict[str, Result],
-    left_out: dict[str, str],
-    run: Path | None,
+    results: Mapping[str, Result],
+    cited: Callable[[str], str],
+    images: Path,
+    notes: Sequence[str],
+    report: str,
 ) -> None:
-    """Everything but data and models."""
-    assert recipe.data.index is not None or run is not None
-    write_parts(
-        folder, results, context.cited, run if run is not None else index_file(recipe.data.index or Path()).parent
-    )
-    notes = [*context.notes, *left_out.values()]
-    metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page_of(recipe, context, results, notes), encoding="utf-8")
-
-
-def write_parts(folder: Path, results: Mapping[str, Result], cited: Callable[[str], str], images: Path) -> None:
-    """Tables, figures and score tables of studies.
+    """Everything of studies but data and models: tables, figures, score tables, ``metrics.json``, ``report.html``.
 
     Args:
         folder: to write to.
         results: by study.
         cited: path of a score table by its name.
         images: folder that paths in score tables are relative to.
+        notes: what readers of the page have to know.
+        report: the page.
     """
     for part in ("tables", "figures", "scores"):
         (folder / part).mkdir()
@@ -311,15 +304,30 @@ def write_parts(folder: Path, results: Mapping[str, Result], cited: Callable[[st
                 scores.write(target, relative_to=images)
         for path, text in result.files.items():
             (folder / path).write_text(text, encoding="utf-8")
+    metrics = {"studies": {name: result.metrics for name, result in results.items()}, "notes": notes}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(report, encoding="utf-8")
 
 
-def _keep(out: Path, run: Path, aside: Path) -> None:
-    """Move models and data of this run into the result, and keep models of an earlier result that it did not need."""
-    models = aside / MODELS
-    models.mkdir()
-    for source in (run / MODELS, out / MODELS):
-        for directory in sorted(source.iterdir()) if source.is_dir() else ():
-            if not (models / directory.name).exists():
-                shutil.copytree(directory, models / directory.name, copy_function=link_or_copy)
+def keep(out: Path, run: Path, aside: Path, *parts: str) -> None:
+    """Move what a run made into its result, and keep what an earlier result has besides; forged data of the run too.
+
+    Args:
+        out: the result, an earlier one perhaps.
+        run: of :func:`under_way`.
+        aside: where the new result is made.
+        parts: names of their folders.
+    """
+    for part in parts:
+        for source in (run / part, out / part):
+            for item in sorted(source.iterdir()) if source.is_dir() else ():
+                target = aside / part / item.name
+                target.parent.mkdir(exist_ok=True)
+                if target.exists():
+                    continue
+                if item.is_dir():
+                    shutil.copytree(item, target, copy_function=link_or_copy)
+                else:
+                    link_or_copy(item, target)
     if (run / DATA).is_dir():
         shutil.copytree(run / DATA, aside / DATA, copy_function=link_or_copy)
